@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from hack.cluster.api import Api, is_true
+from hack.cluster.api import Api, ApiError, is_true
 from hack.cluster.kubeconfig import open_api, service_account_token, write_token_kubeconfig
 from hack.cluster.process import wait_until
 from hack.cluster.toolchain import program
@@ -22,6 +22,7 @@ PYTHONPATH = f"{ROOT / 'operator'}:{ROOT}"
 CHART = ROOT / "deploy" / "helm" / "gpu-sharing-operator"
 DEBUG = {"PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1"}
 STOP_SECONDS = 30.0
+ENFORCED_SECONDS = 60.0
 READY_POLL = 0.1
 """Seconds between two reads of a policy that is waited for, so that the reads are not a load on the API server."""
 NAMESPACE = "gpusharing"
@@ -47,7 +48,7 @@ class LaunchError(Exception):
 
 
 def install_chart(kubeconfig: Path, *arguments: str) -> str:
-    """Install our chart with helm, taking over objects that exist already. Raises LaunchError."""
+    """Install our chart with helm, taking over what exists, and wait until its admission counts. Raises LaunchError."""
     with open_api(kubeconfig) as api:
         runtime_class(api)
     done = helm(
@@ -59,7 +60,19 @@ def install_chart(kubeconfig: Path, *arguments: str) -> str:
     )
     if done.returncode:
         raise LaunchError(f"helm could not install the chart: {done.stderr.strip()}")
+    with open_api(kubeconfig) as api, api.as_token(service_account_token(api, NAMESPACE, SERVICE_ACCOUNT)) as operator:
+        wait_until(lambda: _refuses(operator), ENFORCED_SECONDS, "the admission policies to be enforced")
     return done.stdout
+
+
+def _refuses(operator: Api) -> bool:
+    """Whether admission refuses a write of the operator that RBAC allows; the server takes policies up a moment later."""
+    path = f"/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}/leases"
+    try:
+        operator.request("POST", path, {"metadata": {"name": "another"}}, dryRun="All")
+    except ApiError as error:
+        return "ValidatingAdmissionPolicy" in error.message
+    return False
 
 
 def runtime_class(api: Api) -> None:

@@ -149,14 +149,14 @@ def _seconds(requests: Sequence[AuditedRequest]) -> float:
 RAW_PATCH: JSON = {
     "metadata": {
         "annotations": {
-            f"{names.PREFIX}bench-label": "raw",
-            f"{names.PREFIX}bench": '{"v":1,"policy":"fleet","migConfig":"","pluginConfig":"fleet-0000000",'
+            names.ANNOTATION_ABORT: "raw",
+            names.ANNOTATION_RETRY: '{"v":1,"policy":"fleet","migConfig":"","pluginConfig":"fleet-0000000",'
             '"correctedRevision":"","retry":""}',
         }
     }
 }
 """What the raw loop writes to a node. It is as large as the label and the annotation with which the operator adopts a
-node, but two annotations: admission lets the operator's user write only labels that mean something to the operator."""
+node, but two annotations that people write: admission lets the operator's user write no key that means nothing to the operator."""
 
 
 async def relabel(testbed: Testbed, node_names: Sequence[str]) -> None:

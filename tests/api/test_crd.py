@@ -280,6 +280,7 @@ READERS: dict[str, str] = {
         for name in ("node", "reason", "message")
     },
     **{f"GPUSharingPolicy.conditions.{name}": ARGO for name in ("type", "status", "message")},
+    "GPUSharingPolicy.summary.pausedBy": "kubectl_gpusharing/pools/status.py:describe_facts",
     **{
         f"GPUSharingPolicy.conditions.{name}": STANDARD
         for name in ("reason", "observedGeneration", "lastTransitionTime")

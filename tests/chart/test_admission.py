@@ -34,7 +34,7 @@ pytestmark = pytest.mark.cluster
 ADMISSION = "ValidatingAdmissionPolicy"
 CONFIG_MAPS = "/api/v1/namespaces/gpu-operator/configmaps"
 LEASES = f"/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}/leases"
-FENCE = {"gpusharing.dev/fence": '{"op":"1"}'}
+FENCE = {"gpusharing.dev/fence": '{"op":"1","priorUnschedulable":false,"added":["nvidia.com/gpu-driver-upgrade.skip"]}'}
 SCOPES = {"cluster": "", "own": NAMESPACE, "agent": AGENT_NAMESPACE}
 
 
@@ -210,7 +210,7 @@ OPENING: dict[str, tuple[list[dict[str, str]], dict[str, Any], int, str]] = {
     "it, without a proof": ([DEDICATED], {}, 403, "may only be removed from a Node without a fence"),
     "it, while the fence stays": (
         [DEDICATED],
-        {**PROOF, **FENCE},
+        {**PROOF, "gpusharing.dev/fence": '{"op":"1","priorUnschedulable":false,"added":[]}'},
         403,
         "may only be removed from a Node without a fence",
     ),
@@ -243,11 +243,15 @@ def test_the_operator_may_take_away_what_the_driver_upgrade_remembers_of_its_cor
     installed: Installed, operator: Api
 ) -> None:
     path, key = f"{NODES}/{installed.node_a}", names.ANNOTATION_UPGRADE_CORDONED
-    installed.admin.merge_patch(path, {"metadata": {"annotations": {key: "true"}}})
+    fenced = {"gpusharing.dev/fence": '{"op":"1","priorUnschedulable":false,"added":[]}', key: "true"}
+    installed.admin.merge_patch(path, {"metadata": {"annotations": fenced}, "spec": {"unschedulable": True}})
+    gone: dict[str, Any] = {"metadata": {"annotations": {key: None}}}
     try:
-        assert dry(operator, path, {"metadata": {"annotations": {key: None}}}) == 200
+        assert dry(operator, path, {**gone, "spec": {"unschedulable": None}}) == 200
+        assert f"not {key}" in denied(lambda: operator.merge_patch(path, gone))
     finally:
-        installed.admin.merge_patch(path, {"metadata": {"annotations": {key: None}}})
+        left = {"metadata": {"annotations": dict.fromkeys(fenced)}, "spec": {"unschedulable": None}}
+        installed.admin.merge_patch(path, left)
 
 
 OPERATOR_NODE_FORBIDDEN: dict[str, tuple[dict[str, Any], str]] = {
@@ -265,11 +269,11 @@ OPERATOR_NODE_FORBIDDEN: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "an annotation outside its prefix": (
         {"metadata": {"annotations": {"example.test/x": "y"}}},
-        "cluster-autoscaler.kubernetes.io/scale-down-disabled, not example.test/x",
+        "if its fence records them, not example.test/x",
     ),
     "what the driver upgrade remembers, made up": (
         {"metadata": {"annotations": {names.ANNOTATION_UPGRADE_CORDONED: "true"}}},
-        f"scale-down-disabled, not {names.ANNOTATION_UPGRADE_CORDONED}",
+        f"records them, not {names.ANNOTATION_UPGRADE_CORDONED}",
     ),
     "a taint": ({"spec": {"taints": [{"key": "dedicated", "effect": "NoSchedule"}]}}, "may add none"),
     "the start-up taint": (

@@ -198,7 +198,12 @@ def told(name: str) -> Written:
 
 def fenced(*keys: str, **labels: str | None) -> Object:
     quoted = ",".join(f'"{key}"' for key in keys)
-    return {"metadata": {"labels": labels, "annotations": {names.ANNOTATION_FENCE: f'{{"v":1,"added":[{quoted}]}}'}}}
+    return {
+        "metadata": {
+            "labels": labels,
+            "annotations": {names.ANNOTATION_FENCE: f'{{"v":1,"priorUnschedulable":false,"added":[{quoted}]}}'},
+        }
+    }
 
 
 OWNER = {"apiVersion": "v1", "kind": "ConfigMap", "name": "none", "uid": "1-2-3"}

@@ -35,6 +35,7 @@ OPERATOR = {
     "gpusharing_drain_blocked_seconds": {"policy", "reason"},
     "gpusharing_leader": set(),
     "gpusharing_orphan_nodes": set(),
+    "gpusharing_stopped": set(),
     "gpusharing_pass_seconds": {"step"},
     "gpusharing_pending_pods": {"resource"},
     "gpusharing_phase_seconds": {"phase"},

@@ -17,7 +17,7 @@ from tests.wording import lacks
 
 from gpusharing.api import names
 from gpusharing.api.times import to_micro_time
-from gpusharing.kube.client import DEPLOYMENTS, JSON, LEASES, PDBS, POLICIES
+from gpusharing.kube.client import CONFIG_MAPS, DEPLOYMENTS, JSON, LEASES, PDBS, POLICIES
 from gpusharing.kube.clock import wall_time
 from gpusharing.kube.errors import Forbidden
 from kubectl_gpusharing.shell.troubles import DONE, Trouble
@@ -260,3 +260,13 @@ async def test_a_plan_shows_that_the_charts_value_keeps_the_fleet_stopped() -> N
         told = await ask(cluster, "plan", "pool-b")
         assert "Pending: Paused" in told.out
         assert not lacks(told.out, "1 node", "person")
+
+
+@virtually
+async def test_a_resume_says_that_the_configmap_keeps_the_fleet_stopped_and_how_to_end_that() -> None:
+    cluster = fleet(a=PAUSED)
+    cluster.add(CONFIG_MAPS, {"metadata": {"name": names.STOP, "namespace": "gpusharing"}})
+    told = await ask(cluster, "resume", "a", "--yes", width=300)
+    assert not lacks(
+        told.out, "exists, which stops the operator", "kubectl -n gpusharing delete configmap gpusharing-stop"
+    )

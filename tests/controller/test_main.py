@@ -23,7 +23,7 @@ from tests.fakes.apiserver import FakeServer, Gate, fake_server
 from tests.wording import lacks
 
 from gpusharing.controller.main import FAULT, LOST_LEASE, NO_LOGIN
-from gpusharing.kube.client import GPUNODES, LEASES, NODES, POLICIES
+from gpusharing.kube.client import CONFIG_MAPS, GPUNODES, LEASES, NODES, POLICIES
 from gpusharing.kube.errors import NotFound
 
 ROOT = Path(__file__).parents[2]
@@ -359,14 +359,15 @@ async def test_a_fault_of_its_own_ends_it_with_a_trace_in_the_log(
     assert holder(server) == "", "the next one need not wait"
 
 
-async def test_the_lease_has_a_connection_that_carries_nothing_else(
+async def test_the_lease_has_connections_that_carry_nothing_but_what_stops_the_operator(
     server: FakeServer, environment: dict[str, str]
 ) -> None:
     async with operator(environment) as process:
         await ready(environment)
         renewed = ("PATCH", "/apis/coordination.k8s.io/v1/namespaces/gpusharing/leases/gpusharing-operator")
         await until(server, lambda: [asked[:2] for asked in server.asked].count(renewed) > 3)
-        assert [kinds for kinds in server.connections.values() if LEASES in kinds] == [{LEASES}]
+        carried = [kinds for kinds in server.connections.values() if LEASES in kinds]
+        assert set().union(*carried) == {LEASES, CONFIG_MAPS}, "the Lease, and what stops the operator"
         await log_of_end(process)
 
 

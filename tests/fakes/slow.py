@@ -3,6 +3,7 @@
 import asyncio
 from dataclasses import replace
 
+from gpusharing.api.names import STOP
 from gpusharing.kube.client import JSON, ApiRequest, KubeClient, PassingClient, Resource
 from gpusharing.kube.errors import KubeError
 from gpusharing.kube.http import Limits, OnCall
@@ -20,7 +21,7 @@ class SlowClient(PassingClient):
         apart_seconds: float | None = None,
         on_call: OnCall = lambda _request, _status: None,
     ) -> None:
-        """Calls for `apart` have slots of their own, as the Lease's have in the shipped process (see test_main.py)."""
+        """Calls for `apart` have slots of their own, as the Lease's and its stop's have in the shipped process (see test_main.py)."""
         self.seconds = seconds
         self.waited: dict[Resource, float] = {}
         """The longest that a call of each kind waited for its slot, in seconds."""
@@ -34,7 +35,7 @@ class SlowClient(PassingClient):
     async def call(self, request: ApiRequest) -> JSON:
         resource, clock = request.resource, asyncio.get_running_loop().time
         begun, status = clock(), 200
-        own = resource == self._apart
+        own = self._apart is not None and (resource == self._apart or request.name == STOP)
         async with self._own if own else self._slots:
             self.waited[resource] = max(self.waited.get(resource, 0.0), clock() - begun)
             if request.verb not in ("get", "list"):

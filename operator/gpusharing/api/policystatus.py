@@ -54,6 +54,8 @@ class Summary(WireRecord):
     """State of the pool in one word, for example Synced, Draining, Blocked or Failed."""
     message: Sentence = ""
     """The most urgent fact about the pool, in one sentence."""
+    paused_by: Sentence = ""
+    """What pauses the policy beside its own rollout.paused: the chart's value paused, or the ConfigMap gpusharing-stop."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

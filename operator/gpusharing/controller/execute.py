@@ -243,7 +243,9 @@ class Executor:
                 return
 
     def _is_valid(self, snapshot: ClusterSnapshot) -> bool:
-        return snapshot is self._newest and loop_time() < self._valid_until
+        # A plan from before a stop, or before its end, is not carried out any further.
+        unchanged = snapshot.stop == self.sources.stop()
+        return snapshot is self._newest and unchanged and loop_time() < self._valid_until
 
     def _before_send(self, subject: str, action: Action, snapshot: ClusterSnapshot) -> None:
         # A slow server makes calls wait for longer than a plan is the newest, so what harms nobody needs only be

@@ -94,7 +94,8 @@ class Loop:
         """The client that every call of the loop goes through, except the calls about the Lease."""
         writes = Writes()
         sender = self.sender = Sender(self.calls, writes)
-        self.sources = Sources(sender, settings, wake, lambda: leader.restores)
+        leader.on_stop = wake
+        self.sources = Sources(sender, settings, wake, lambda: leader.restores, lambda: leader.stop)
         publish_workers = Workers(max(1, settings.parallel // 8), wake)
         self.publisher = Publisher(
             Sender(PublishingClient(self.calls), writes),

@@ -73,6 +73,10 @@ class Metrics(Collector):
             "Nodes that stay cordoned because their policy was deleted after the point of no return.",
         )
 
+        self.stopped = gauge(
+            "gpusharing_stopped", "1 while the ConfigMap gpusharing-stop stops the operator, as of the last pass."
+        )
+
         self.moves = counter(
             "gpusharing_policy_transitions_total",
             "Number of times that nodes of a policy entered a phase; if it stops increasing, no node makes progress.",
@@ -133,6 +137,7 @@ class Metrics(Collector):
         }
         now = self._clock()
         self._standstills = {each: self._standstills.get(each, now) for each in standing}
+        self.stopped.set(bool(snapshot.stop))
         self.orphans.set(sum(verdict.reason is Reason.ORPHAN_FENCE for verdict in verdicts.values()))
 
     def acted(self, action: Action, result: str) -> None:

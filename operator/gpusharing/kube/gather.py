@@ -90,6 +90,7 @@ class Gatherer:
             unserved=GPUNODES.full_name if sources.gpunodes.gone else "",
             policies=sources.policies.views,
             policies_error=policies_error,
+            stop=sources.stop(),
             stack=self.stack.read(now),
             agents=frozenset(pod.node for pod in sources.agents.items.values() if pod.ready),
             agent_troubles=sources.agent_troubles,

@@ -10,16 +10,17 @@ import asyncio
 import math
 import socket
 import uuid
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 
-from gpusharing.api.names import ANNOTATION_CLAIMS
+from gpusharing.api.names import ANNOTATION_CLAIMS, STOP
 from gpusharing.api.times import from_rfc3339, to_micro_time
-from gpusharing.kube.client import JSON, LEASES, KubeClient
+from gpusharing.kube.client import CONFIG_MAPS, JSON, LEASES, KubeClient
 from gpusharing.kube.clock import boot_time, wall_time
-from gpusharing.kube.errors import AlreadyExists, Conflict, KubeError, NotFound, Unavailable
+from gpusharing.kube.errors import AlreadyExists, Conflict, Forbidden, KubeError, NotFound, Unavailable
 from gpusharing.kube.fence import claims_text, parse_claims, parse_consents, parse_failed_nodes
 from gpusharing.kube.raw import newer, part, section, text, texts, whole
 from gpusharing.planning.snapshot.records import Claim, Consent, FailedNode
@@ -47,6 +48,15 @@ def leader_of(lease: JSON) -> str:
     if renewed is None or wall_time() >= renewed + lasts:
         return ""
     return host_of(text(spec, "holderIdentity"))
+
+
+async def read_stop(client: KubeClient, namespace: str) -> str:
+    """Return what stops the operator (docs/adr/0095); empty if nothing does. Raises KubeError, such as Forbidden."""
+    try:
+        await client.get(CONFIG_MAPS, STOP, namespace=namespace)
+    except NotFound:
+        return ""
+    return f"ConfigMap {namespace}/{STOP} exists, which stops the operator"
 
 
 class LeaseLost(Exception):
@@ -99,6 +109,10 @@ class LeaderLease:
         """Why the last attempt to acquire or renew failed; None after a success."""
         self.claims_error = ""
         """Why claims or failures on the Lease could not be read; empty if they could, or since our last write."""
+        self.stop = ""
+        """What stops the operator, as of the last renewal; empty if nothing does."""
+        self.on_stop: Callable[[], None] = lambda: None
+        """Called when `stop` changes."""
         self._client = client
         self._namespace = namespace
         self._name = name
@@ -123,6 +137,7 @@ class LeaderLease:
         self._claims_before = ""
         self._renewed_at = self._expires_at = float("-inf")
         """When we last renewed the Lease, and when that of another holder expires unless it is renewed."""
+        self._stop_read_at = float("-inf")
         self._lost = False
         self._taking = False
         """Whether we have tried to take the Lease. Until the answer arrives, we may hold it without knowing."""
@@ -131,7 +146,7 @@ class LeaderLease:
 
     @property
     def is_leader(self) -> bool:
-        """Whether we renewed the Lease within the deadline; never True again once it is lost."""
+        """Whether we renewed the Lease and read `stop` within the deadline; never True again once that is lost."""
         return self.acquired.is_set() and not self._lost and self._left() > 0
 
     def must_lead(self) -> None:
@@ -234,6 +249,25 @@ class LeaderLease:
             await self._write({"renewTime": self._time()})
         return True
 
+    async def _written(self, write: Coroutine[Any, Any, JSON], begun: float) -> None:
+        """Send a write of the Lease, and adopt the answer. `stop` is read meanwhile: a slow server leaves no time after."""
+        async with asyncio.TaskGroup() as group:  # an error of one does not end the other
+            reading = group.create_task(_error_of(self._read_stop()))
+            writing = group.create_task(_error_of(self._adopt_answer(write, begun)))
+        for error in (writing.result(), reading.result()):
+            if error is not None:
+                raise error
+
+    async def _read_stop(self) -> None:
+        begun, before = self._clock(), self.stop
+        try:
+            self.stop = await read_stop(self._client, self._namespace)
+        except Forbidden as error:  # no reason to leave nodes in mid-change without a leader
+            self.stop = f"the operator may not read whether ConfigMap {self._namespace}/{STOP} stops it ({error})"
+        self._stop_read_at = begun
+        if self.stop != before:
+            self.on_stop()
+
     async def _release(self) -> bool:
         """Give up the Lease but not the claims, and return whether it was ours. This process leads no more."""
         self._renewed_at = float("-inf")
@@ -275,12 +309,10 @@ class LeaderLease:
         if annotations:
             patch["metadata"]["annotations"] = annotations
         try:
-            lease = await self._client.patch(LEASES, self._name, patch, namespace=self._namespace)
+            await self._written(self._client.patch(LEASES, self._name, patch, namespace=self._namespace), begun)
         except NotFound:
             if not await self._create(annotations):
                 raise Conflict(f"the Lease {self._name} was deleted, and another process created it again") from None
-            return
-        self._adopt_written(lease, begun)
 
     async def _create(self, annotations: JSON | None = None) -> bool:
         begun = self._clock()
@@ -295,10 +327,9 @@ class LeaderLease:
             "spec": self._held_from_now(1),
         }
         try:
-            lease = await self._client.create(LEASES, body, namespace=self._namespace)
+            await self._written(self._client.create(LEASES, body, namespace=self._namespace), begun)
         except AlreadyExists:
             return False
-        self._adopt_written(lease, begun)
         return True
 
     def _held_from_now(self, transitions: int) -> JSON:
@@ -310,9 +341,10 @@ class LeaderLease:
             "leaseTransitions": transitions,
         }
 
-    def _adopt_written(self, lease: JSON, renewed_at: float) -> None:
-        """Adopt the Lease that the server returned for our write; count a restore if its version went back."""
-        self._renewed_at = renewed_at
+    async def _adopt_answer(self, write: Coroutine[Any, Any, JSON], begun: float) -> None:
+        """Adopt the Lease that the server returns for our write; count a restore if its version went back."""
+        lease = await write
+        self._renewed_at = begun
         self._adopt(lease)
         if newer(self._reached, self._version):
             self.restores += 1
@@ -330,7 +362,7 @@ class LeaderLease:
         self._claims_before = written or ""
 
     def _left(self) -> float:
-        return self._renewed_at + self._timing.deadline - self._clock()
+        return min(self._renewed_at, self._stop_read_at) + self._timing.deadline - self._clock()
 
     def _lose(self) -> None:
         if not self._lost:
@@ -339,6 +371,14 @@ class LeaderLease:
 
     def _time(self) -> str:
         return to_micro_time(self._now())
+
+
+async def _error_of(call: Awaitable[None]) -> KubeError | None:
+    try:
+        await call
+    except KubeError as error:
+        return error
+    return None
 
 
 def _claims_of(lease: JSON) -> str | None:

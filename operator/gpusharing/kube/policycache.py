@@ -21,17 +21,36 @@ class PolicyCache(Views[PolicyView]):
     unless the store was restored: a deleted policy in it would own nodes again, and no watch would take it away.
     """
 
-    def __init__(self, client: KubeClient, restores: Callable[[], int] = int, paused: str = "false") -> None:
-        """`paused` applies to every view (PlanSettings); `restores` is that of `Reflector`."""
+    def __init__(
+        self,
+        client: KubeClient,
+        restores: Callable[[], int] = int,
+        paused: str = "false",
+        stop: Callable[[], str] = str,
+    ) -> None:
+        """`paused` (PlanSettings) and `stop` (LeaderLease) apply to every view; `restores` is that of `Reflector`."""
         super().__init__(self._convert, self._changed, long_names=False, remembered=100)
-        self._client, self._paused = client, paused
+        self._client, self._pause, self._stop = client, paused, stop
         self._restores, self._restores_seen, self._doubted = restores, restores(), False
         """`restores` as of the last list that was accepted, and whether one has been refused since."""
         self._written: dict[str, tuple[tuple[str, ...], Mapping[str, Any]]] = {}
         """The finalizers and the status of each policy, by name: parts that the next write needs, and no plan."""
-        self.views: tuple[PolicyView, ...] = ()
-        """The policies as last listed, sorted by name."""
+        self._paused: dict[str, PolicyView] = {}
+        """The views, paused by whatever pauses all policies, and what stopped the operator when they were made."""
+        self._stopped = ""
+        self._sorted: tuple[PolicyView, ...] = ()
         self._dirty, self.listed = True, False
+
+    @property
+    def views(self) -> tuple[PolicyView, ...]:
+        """The policies as last listed, sorted by name, and paused by whatever pauses all of them."""
+        if (stop := self._stop()) != self._stopped:
+            self._stopped = stop
+            self._paused = {name: self._paused_view(name) for name in self._paused}
+            self._sorted = ()
+        if not self._sorted:
+            self._sorted = tuple(view for _, view in sorted(self._paused.items()))
+        return self._sorted
 
     @property
     def stale(self) -> bool:
@@ -93,12 +112,17 @@ class PolicyCache(Views[PolicyView]):
     def _convert(self, raw: JSON) -> PolicyView:
         written = strings(part(raw, "metadata", "finalizers")), section(raw, "status")
         self._written[raw["metadata"]["name"]] = written
-        return _view(raw).paused_by(self._paused)
+        return _view(raw)
 
     def _changed(self, name: str) -> None:
-        if name not in self.items:
-            del self._written[name]
-        self.views = tuple(view for _, view in sorted(self.items.items()))
+        if name in self.items:
+            self._paused[name] = self._paused_view(name)
+        else:
+            del self._written[name], self._paused[name]
+        self._sorted = ()
+
+    def _paused_view(self, name: str) -> PolicyView:
+        return self.items[name].paused_by(self._pause, self._stopped)
 
     def finalizers(self, policy: str) -> tuple[str, tuple[str, ...]]:
         return self.version(policy), self._written[policy][0] if policy in self._written else ()

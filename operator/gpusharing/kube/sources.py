@@ -111,10 +111,15 @@ class Sources:
     """
 
     def __init__(
-        self, client: KubeClient, settings: SourceSettings, wake: Callable[[], None], restores: Callable[[], int] = int
+        self,
+        client: KubeClient,
+        settings: SourceSettings,
+        wake: Callable[[], None],
+        restores: Callable[[], int] = int,
+        stop: Callable[[], str] = str,
     ) -> None:
-        """`wake` is called when the view of an object changes; `restores` is that of `Reflector`."""
-        self._client, self._wake, self._restores = client, wake, restores
+        """`wake` is called when the view of an object changes; `restores` and `stop` are those of LeaderLease."""
+        self._client, self._wake, self._restores, self.stop = client, wake, restores, stop
         self.settings, admin = settings, settings.admin_maps
         self._read_maps = {settings.plugin_config_map, settings.mig_config_map, admin.plugin, admin.mig}
         self._our_maps: set[str] = set()
@@ -124,7 +129,7 @@ class Sources:
         """Transition and conditions of each GPUNode by name, as JSON, which takes a fifth of the memory."""
         self._reports: dict[str, int] = {}
         """A hash of the agent's report in each GPUNode, by name, because most versions repeat the report."""
-        self.policies = PolicyCache(client, restores, settings.paused)
+        self.policies = PolicyCache(client, restores, settings.paused, stop)
         node = partial(node_view, maintenance_keys=frozenset(settings.maintenance_keys))
         self._node = or_unknown(NODES, node, unknown_node)
         self.nodes = self._follow(NODES, self._node)

@@ -130,7 +130,7 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
     ended = find_ended(members, snapshot.fences)
     pools, failed_nodes, consents = _pools(snapshot, members | ended, uncertain_claims, now, memo)
     if ended:  # what the policies hold depends on how these nodes count, and the other way round
-        members = members | let_start(ended, members, pools, settings)
+        members = members | let_start(ended, members, pools)
         pools, failed_nodes, consents = _pools(snapshot, members, uncertain_claims, now, memo)
     verdicts = {name: member.verdict for name, member in members.items()}
     kept_claims = find_resumed(snapshot.claims, snapshot.nodes, verdicts, now) | uncertain_claims
@@ -191,7 +191,7 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
 def foresee(change: Change, snapshot: ClusterSnapshot, *, now: datetime, memo: Memo | None = None) -> dict[str, str]:
     """Return by node what its own change would wait for after that of the installation; empty if it would begin."""
     plan = plan_rollout(after(change, snapshot), now, memo and memo.inner(change))
-    stops = {name: find_stop(pool, snapshot.settings) for name, pool in plan.pools.items()}
+    stops = {name: find_stop(pool) for name, pool in plan.pools.items()}
     return {name: _find_wait(one, stops.get(one.policy)) for name, one in plan.verdicts.items()}
 
 

@@ -306,7 +306,11 @@ async def _find_absence(session: Session, typed: Arguments, *, lasts: bool) -> s
         if not led:
             return "The patch was written, but the operator is scaled to 0 replicas, so it has no effect yet."
     if not operator.missing:
-        waits = paused != "false" and typed.verb in ("approve", "resume", "retry")
+        starts = typed.verb in ("approve", "resume", "retry")
+        if operator.stop and starts:
+            go_on = f"kubectl -n {operator.settings.namespace} delete configmap {names.STOP}"
+            return f"Done, but no node starts, because {operator.stop}. To end the stop: {go_on}"
+        waits = paused != "false" and starts
         return f"Done, but no node starts while the chart's value paused is {paused}." if waits else ""
     why, hint = f"no operator is installed in {session.where}", f"To install the operator, run: {INSTALL}"
     if not lasts:

@@ -15,7 +15,7 @@ from typing import Any, Self, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from gpusharing.api.names import ANNOTATION_CLAIMS, WaitingFor
+from gpusharing.api.names import ANNOTATION_CLAIMS, STOP, WaitingFor
 from gpusharing.api.validation import validate_policy
 from gpusharing.kube.client import (
     DEPLOYMENTS,
@@ -36,7 +36,7 @@ from gpusharing.kube.errors import Forbidden, Invalid, NotFound, Unavailable, on
 from gpusharing.kube.fanout import Workers
 from gpusharing.kube.fence import parse_claims, parse_consents, parse_failed_nodes
 from gpusharing.kube.gather import Gatherer
-from gpusharing.kube.lease import host_of
+from gpusharing.kube.lease import host_of, read_stop
 from gpusharing.kube.lists import list_of, pages_of
 from gpusharing.kube.ownversion import own_version
 from gpusharing.kube.raw import entries, from_json, part, section, text, texts, whole
@@ -213,10 +213,12 @@ class InstalledOperator:
     """Whether no namespace has a Deployment of the operator."""
     deployment: JSON = field(default_factory=dict)
     """The Deployment; empty if there is none or it may not be read."""
+    stop: str = ""
+    """What stops the operator, as LeaderLease reads it; empty if nothing does, or with a note if that is unknown."""
 
 
 async def read_deployment(client: KubeClient) -> InstalledOperator:
-    """Find the operator's Deployment in any namespace, and read its settings, by default the chart's, with a note.
+    """Find the operator's Deployment in any namespace, its settings, by default the chart's with a note, and its stop.
 
     Raises KubeError, except Forbidden and NotFound.
     """
@@ -233,7 +235,12 @@ async def read_deployment(client: KubeClient) -> InstalledOperator:
     ours = own_version()
     if version and ours and version != ours:
         notes += (f"the operator is version {version} and this plugin is version {ours}: their plans may differ",)
-    return InstalledOperator(settings, version=version, notes=notes, deployment=deployments[0])
+    stop = ""
+    try:
+        stop = await read_stop(client, settings.namespace)
+    except Forbidden as error:
+        notes += (f"it is unknown whether ConfigMap {settings.namespace}/{STOP} stops it: {error_text(error)}",)
+    return InstalledOperator(settings, version=version, notes=notes, deployment=deployments[0], stop=stop)
 
 
 async def read_installed(client: KubeClient) -> InstalledOperator:
@@ -466,7 +473,7 @@ async def gathered(
         # A user without a right to a kind gets Forbidden even if it is not served; discovery tells whether it is.
         bare = missing and not await session.client.served(GPUNODES)
         client = Onlooker(session.client, proposed, beforehand=bare)
-        sources = Sources(client, installed.settings, lambda: None)
+        sources = Sources(client, installed.settings, lambda: None, stop=lambda: installed.stop)
         gatherer = Gatherer(client, sources, workers=Workers(8), silent=True)
         async with asyncio.TaskGroup() as group:
             following = group.create_task(sources.run())

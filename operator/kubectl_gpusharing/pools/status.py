@@ -307,6 +307,8 @@ def describe_facts(pool: PoolStatus, now: datetime, options: PrintOptions) -> li
         texts.append(
             f"paused: no further node will start to change; to continue: kubectl gpusharing resume {pool.name}"
         )
+    if pool.paused_by:
+        texts.append(f"paused: {pool.paused_by}, so no further node will start to change")
     if pool.next_window:
         opens = from_rfc3339(pool.next_window)  # None while it is open
         wait = f", in {in_minutes(opens - now)}" if opens is not None and opens > now else ""

@@ -149,7 +149,7 @@ def find_estimate(pool: PoolStatus, now: datetime) -> tuple[timedelta | None, st
         or node.reason in ("WindowClosed", "CanarySoak", "ConfigPropagating")  # the last one hides the others
         for node in left
     )
-    if not left or pool.paused or open_ended:
+    if not left or pool.paused or pool.paused_by or open_ended:
         return None
     changes = [read_changes(node, now) for node in pool.members]
     took, gone = [one for past, _ in changes for one in past], [one for _, one in changes if one is not None]

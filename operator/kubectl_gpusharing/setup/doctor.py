@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import fields, replace
 
-from gpusharing.api.names import LABEL_MIG_CAPABLE, LABEL_MIG_CONFIG, LABEL_PLUGIN_CONFIG
+from gpusharing.api.names import LABEL_MIG_CAPABLE, LABEL_MIG_CONFIG, LABEL_PLUGIN_CONFIG, STOP
 from gpusharing.kube.client import CONFIG_MAPS, DAEMON_SETS, DEVICE_CLASSES, GPUNODES, JSON, KubeClient
 from gpusharing.kube.daemonsets import find_gpu_operator, gpu_server
 from gpusharing.kube.dra import device_class_view
@@ -28,10 +28,12 @@ from gpusharing.planning.stack.installationviews import (
     ASKED_BY_PEOPLE,
     Installation,
     Place,
+    Symptom,
     Topic,
     Unseen,
     find_unread_topics,
     join_unseen,
+    warning,
 )
 from gpusharing.planning.stack.nodesymptoms import (
     PluginEntries,
@@ -41,6 +43,7 @@ from gpusharing.planning.stack.nodesymptoms import (
     find_node_symptoms,
 )
 from gpusharing.planning.stack.plugins import find_rival_symptoms
+from gpusharing.planning.vocabulary.commands import Command
 from gpusharing.planning.vocabulary.lengths import counted
 from gpusharing.planning.wanted.migfile import MIG_KEY, parse
 from kubectl_gpusharing.live.cluster import read_deployment, unless_hidden
@@ -89,7 +92,7 @@ def _status(rows: Rows) -> int:
 async def _examine(session: Session) -> tuple[DoctorReportData, Rows]:
     client = session.client
     with explained(session.where):
-        place, notes = await _place(client)
+        place, stop, notes = await _place(client)
         view = await gather_installation(client, place)
         # RBAC also refuses kinds that are not installed.
         if (hidden := OUR_KINDS & view.unread.keys()) and not await client.served(GPUNODES):
@@ -121,6 +124,7 @@ async def _examine(session: Session) -> tuple[DoctorReportData, Rows]:
             [one.release for one in view.stack.finders],
         ),
         *find_class_symptoms([*map(device_class_view, classes or ())]),
+        *([_stopped(stop, place)] if stop else []),
     ]
     symptoms = [replace(one, message=one.message.replace(f" ({HINT})", "")) for one in symptoms]
     unknown: list[Unseen] = [find_unread_topics(view)]
@@ -155,11 +159,18 @@ async def _examine(session: Session) -> tuple[DoctorReportData, Rows]:
     }, rows
 
 
-async def _place(client: KubeClient) -> tuple[Place, tuple[str, ...]]:
+def _stopped(stop: str, place: Place) -> Symptom:
+    message = f"{stop}: no node starts a change, and no pod is evicted. Once whoever created it agrees, delete it"
+    command = Command.of(f"kubectl -n {place.namespace} delete configmap {STOP}")
+    return warning(Topic.OPERATOR, "Stopped", message, command)
+
+
+async def _place(client: KubeClient) -> tuple[Place, str, tuple[str, ...]]:
+    """Return where the operator is installed, what stops it, and notes."""
     place, operator = Place(), await read_deployment(client)
     if not operator.deployment:
         namespace = await find_gpu_operator(client, place.gpu_operator_namespace)
-        return replace(place, gpu_operator_namespace=namespace), ()
+        return replace(place, gpu_operator_namespace=namespace), "", ()
     settings = operator.settings
     account = text(operator.deployment, "spec", "template", "spec", "serviceAccountName")
     place = Place(
@@ -169,7 +180,7 @@ async def _place(client: KubeClient) -> tuple[Place, tuple[str, ...]]:
         admin_mig_config_map=settings.admin_mig_config_map,
         operator_account=account or place.operator_account,
     )
-    return place, operator.notes
+    return place, operator.stop, operator.notes
 
 
 async def _with_pointed(client: KubeClient, view: Installation) -> tuple[Installation, PluginEntries | None]:

@@ -56,7 +56,7 @@ def find_afterwards(
         if pool is None:
             return None
         full = next((one for one in (find_full(pool), capped()) if one.stands), None)
-        return find_stop(pool, snapshot.settings) or full
+        return find_stop(pool) or full
 
     @cache
     def find_behind(policy: str) -> tuple[frozenset[str], Finding | None]:

@@ -25,7 +25,7 @@ from gpusharing.planning.snapshot.records import (
     digest_of,
     digests_in,
 )
-from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView, PlanSettings, PolicyView
+from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView, PolicyView
 from gpusharing.planning.transition.attempts import failed_before, has_ended, owed_for
 from gpusharing.planning.transition.cases import Member, is_begun, judge_held
 from gpusharing.planning.transition.gates import tell_pause
@@ -378,12 +378,12 @@ def _size(consent: Consent) -> int:
     return len(consent.seen) + sum(len(change.nodes) for change in consent.changes)
 
 
-def find_stop(pool: Pool, settings: PlanSettings) -> Finding | None:
+def find_stop(pool: Pool) -> Finding | None:
     """Return why no node of the pool starts before a person, the clock or another node acts; None if one may start."""
     if pool.policy.spec is None:
         return None
     if pool.spec.rollout.paused:
-        return Finding(Reason.PAUSED, tell_pause(settings))
+        return Finding(Reason.PAUSED, tell_pause(pool.policy))
     return find_hold(pool)
 
 
@@ -399,13 +399,13 @@ def find_ended(members: Mapping[str, Member], fences: Iterable[str]) -> dict[str
 
 
 def let_start(
-    ended: Mapping[str, Member], members: Mapping[str, Member], pools: Mapping[str, Pool], settings: PlanSettings
+    ended: Mapping[str, Member], members: Mapping[str, Member], pools: Mapping[str, Pool]
 ) -> dict[str, Member]:
     """Return each node of `ended` as in `members` if its policy may start it, else with why it may not."""
     found, begun = {}, Counter[str]()
     for name, member in sorted(ended.items()):
         pool = pools.get(member.policy)
-        stop = find_stop(pool, settings) if pool is not None else None
+        stop = find_stop(pool) if pool is not None else None
         if stop is None and pool is not None and isinstance(canaries := find_canary(pool), int):
             begun[pool.policy.name] += 1
             stop = wait_for_canaries(pool) if begun[pool.policy.name] > canaries else None

@@ -291,6 +291,7 @@ def _accepted(pool: Members, plan: RolloutPlan, snapshot: ClusterSnapshot) -> An
         taints if untaintable else "",
         *(f"{why} (kubectl get deviceclass {name} -o yaml)" for name, why in classes.items()),
         note,
+        f"{pool.policy.pause}, so no node starts a change" if pool.policy.pause else "",
     ]
     return True, doubts[0].reason if doubts else Reason.VALID, "; ".join(filter(None, parts))
 
@@ -418,6 +419,7 @@ def _summary(pool: Members, plan: RolloutPlan, snapshot: ClusterSnapshot) -> dic
         "pendingPods": count_pending(pool.nodes, spec, plan.targets, snapshot),
         "product": ", ".join(sorted({gpu.product.replace(" ", "-") for gpu in gpus}))[:253],
         "nextWindow": plan.pools[pool.policy.name].hours.next_window,
+        "pausedBy": cut(pool.policy.pause, MAX_TEXT),
     }
 
 

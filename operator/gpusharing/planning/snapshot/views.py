@@ -293,18 +293,23 @@ class PolicyView:
     """Whether the policy is being deleted but first changes its nodes to whole GPUs. `spec` is then that of whole GPUs,
     and `deleting` is False."""
 
+    pause: str = ""
+    """What pauses the policy beside its own rollout.paused; empty if nothing does."""
+
     @cached_property
     def version(self) -> SpecVersion:
         """The UID and revision of the policy, as records refer to it. The revision is empty without a spec."""
         return SpecVersion(self.uid, find_revision(self.uid, self.spec, resetting=self.resetting))
 
-    def paused_by(self, word: str) -> "PolicyView":
-        """Return the policy paused as `word` says, a value of PlanSettings.paused other than `false`."""
-        if self.spec is None or word == "false":
+    def paused_by(self, word: str, stop: str = "") -> "PolicyView":
+        """Return the policy paused as `word` says, a value of PlanSettings.paused, or by what stops the operator."""
+        if self.spec is None or (word == "false" and not stop):
             return self
-        update = {"paused": True} | ({} if word == "true" else {"when_paused": word})
+        when = "Abort" if stop else word
+        update = {"paused": True} | ({} if when == "true" else {"when_paused": when})
         rollout = self.spec.rollout.model_copy(update=update)
-        return replace(self, spec=self.spec.model_copy(update={"rollout": rollout}))
+        pause = stop or f"the chart's value paused is {word}"
+        return replace(self, spec=self.spec.model_copy(update={"rollout": rollout}), pause=pause)
 
     @property
     def going(self) -> bool:
@@ -420,6 +425,8 @@ class ClusterSnapshot:
     """How many devices of each GPU resource those pods request in total, by resource name."""
     call_failures: Mapping[str, CallFailure] = field(default_factory=dict)
     """By node or other subject."""
+    stop: str = ""
+    """What stops the operator; empty if nothing does. Each policy is paused by it already (`PolicyView.pause`)."""
     taint_rules: tuple[TaintRuleView, ...] = ()
     """Ours, by name. Empty if they cannot be read."""
     policies_error: str = ""

@@ -77,7 +77,7 @@ def _find_wait(case: NodeCase) -> Finding | None:
         return Finding(Reason.OBSERVATION_PENDING, "waiting for the agent to read the GPUs")
     if _is_held(case.assessed.spec):
         goes_on = "" if outlasts(case) else ", but drain.timeout keeps running"
-        message = f"{tell_pause(case.settings)}, so the change is suspended: no more pods are evicted{goes_on}"
+        message = f"{tell_pause(case.assessed.policy)}, so the change is suspended: no more pods are evicted{goes_on}"
         return Finding(Reason.PAUSED, message)
     return case.unhealthy or case.overreach
 
@@ -166,8 +166,10 @@ def _endings(case: NodeCase) -> Iterator[tuple[Reason, str | Finding | None, boo
     if assessed is not None and assessed.mismatch is None:
         message = "the node already matches its target, so nothing is left to change"
         yield Reason.SYNCED, message, False
-    if spec is not None and spec.rollout.paused and spec.rollout.when_paused == "Abort":
-        message = f"{tell_pause(case.settings)} and whenPaused is Abort, so the node is being restored"
+    policy = case.policy
+    if policy is not None and spec is not None and spec.rollout.paused and spec.rollout.when_paused == "Abort":
+        how = "" if policy.pause else " and whenPaused is Abort"
+        message = f"{tell_pause(policy)}{how}, so the node is being restored"
         yield Reason.PAUSED, message, False
     if _needs_approval(case):
         message = "the policy has changed and its new plan needs approval; the node is being restored"

@@ -13,7 +13,7 @@ from gpusharing.api import names
 from gpusharing.api.names import Mode
 from gpusharing.planning.gpus.drivers import find_driver_flaw, find_hanging
 from gpusharing.planning.snapshot.memory import DRIFTS, WITHDRAWN
-from gpusharing.planning.snapshot.views import ClusterSnapshot, PlanSettings
+from gpusharing.planning.snapshot.views import ClusterSnapshot, PolicyView
 from gpusharing.planning.stack.effects import RESTART_PLUGIN, tell_clients
 from gpusharing.planning.stack.mps import add_repair
 from gpusharing.planning.stack.plugins import explain_plugin
@@ -149,7 +149,7 @@ def start_gates(case: NodeCase, assessed: Assessed) -> Iterator[Gate]:
         waits = Finding(reason, message, deferred.until)
         yield reason, add_retry(waits, name, deferred.retry, ". To start it now, run")
     if assessed.spec.rollout.paused:
-        yield Reason.PAUSED, f"{tell_pause(case.settings)}, so no more nodes start a change"
+        yield Reason.PAUSED, f"{tell_pause(assessed.policy)}, so no more nodes start a change"
     yield from propagation_gates(case, assessed)
 
 
@@ -228,9 +228,8 @@ def propagation_gates(case: NodeCase, assessed: Assessed) -> Iterator[Gate]:
         yield Reason.CONFIG_PROPAGATING, Finding(Reason.CONFIG_PROPAGATING, message, ready)
 
 
-def tell_pause(settings: PlanSettings) -> str:
-    word = settings.paused
-    return f"the chart's value paused is {word}" if word != "false" else "spec.rollout.paused is true"
+def tell_pause(policy: PolicyView) -> str:
+    return policy.pause or "spec.rollout.paused is true"
 
 
 def _rollback_gate(case: NodeCase, assessed: Assessed) -> Iterator[Gate]:

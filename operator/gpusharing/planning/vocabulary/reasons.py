@@ -223,9 +223,11 @@ class Reason(StrEnum):
         "rollout.maxUnavailable is 0 or invalid, so the operator does not start a change.",
         "Set rollout.maxUnavailable to a number or a percentage above 0.")
     PAUSED = (("Paused", "Node", _PERSON, "policy", Mark.PENDING),
-        "rollout.paused or the chart's value paused is set, so no further change will start. rollout.whenPaused "
-        "decides what happens to nodes in flight.",
-        "Set rollout.paused to false, or the chart's value paused if the message names it.")
+        "rollout.paused or the chart's value paused is set, or the ConfigMap gpusharing-stop exists, so no further "
+        "change will start. rollout.whenPaused decides what happens to nodes in flight; the ConfigMap ends their "
+        "changes.",
+        "Set rollout.paused to false, or what the message names: the chart's value paused, or delete the ConfigMap "
+        "with: kubectl -n NAMESPACE delete configmap gpusharing-stop")
     HALTED = (("Halted", "Node", _PERSON, "policy"),
         "The number of nodes that failed after the point of no return in this revision of the policy has reached "
         "rollout.maxFailures. No further change will start.",
