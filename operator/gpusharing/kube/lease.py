@@ -19,7 +19,7 @@ from gpusharing.api.names import ANNOTATION_CLAIMS
 from gpusharing.api.times import from_rfc3339, to_micro_time
 from gpusharing.kube.client import JSON, LEASES, KubeClient
 from gpusharing.kube.clock import boot_time, wall_time
-from gpusharing.kube.errors import AlreadyExists, Conflict, KubeError, NotFound, Unavailable
+from gpusharing.kube.errors import AlreadyExists, Conflict, KubeError, NotFound, Unavailable, Undone
 from gpusharing.kube.fence import claims_text, parse_claims, parse_consents, parse_failed_nodes
 from gpusharing.kube.raw import newer, part, section, text, texts, whole
 from gpusharing.planning.snapshot.records import Claim, Consent, FailedNode
@@ -164,7 +164,10 @@ class LeaderLease:
         failed_nodes: Mapping[str, FailedNode],
         consents: Mapping[str, Consent] | None = None,
     ) -> None:
-        """Replace what the Lease records by compare-and-swap. On return, we led at the write; LeaseLost if we do not."""
+        """Replace what the Lease records by compare-and-swap. On return, we led at the write; LeaseLost if we do not.
+
+        Raises Undone if the server accepts the write and stores something else.
+        """
         try:
             # A slow renewal may come first. It has its own limit, and leaves this write its whole time.
             async with self._lock, asyncio.timeout(self._patience):
@@ -173,6 +176,7 @@ class LeaderLease:
                     try:
                         written = claims_text(claims, self._claims_before, failed_nodes, consents)
                         await self._write({"renewTime": self._time()}, {ANNOTATION_CLAIMS: written})
+                        self._must_have(written)
                         return
                     except Conflict:
                         await self._reread()
@@ -182,6 +186,13 @@ class LeaderLease:
             f"could not write claims to the Lease {self._name}: someone else changed it during each of"
             f" {CLAIM_ATTEMPTS} attempts"
         )
+
+    def _must_have(self, written: str) -> None:
+        if self._claims_before != written:
+            raise Undone(
+                f"the server does not keep what the operator writes: an admission webhook or policy changes annotation"
+                f" {ANNOTATION_CLAIMS} of leases {self._namespace}/{self._name}. Stop that program"
+            )
 
     async def _attempt(self, step: Callable[[], Awaitable[bool]], limit: Callable[[], float]) -> bool:
         """Run `step` alone within `limit` seconds, and return its result, or False and the reason in `error`.
