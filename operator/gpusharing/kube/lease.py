@@ -8,6 +8,7 @@ because kopf's peering and the official client's election compare wall clocks an
 
 import asyncio
 import math
+import re
 import socket
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
@@ -19,13 +20,15 @@ from gpusharing.api.names import ANNOTATION_CLAIMS
 from gpusharing.api.times import from_rfc3339, to_micro_time
 from gpusharing.kube.client import JSON, LEASES, KubeClient
 from gpusharing.kube.clock import boot_time, wall_time
-from gpusharing.kube.errors import AlreadyExists, Conflict, KubeError, NotFound, Unavailable, Undone
+from gpusharing.kube.errors import AlreadyExists, Conflict, Invalid, KubeError, NotFound, Unavailable, Undone
 from gpusharing.kube.fence import claims_text, parse_claims, parse_consents, parse_failed_nodes
 from gpusharing.kube.raw import newer, part, section, text, texts, whole
-from gpusharing.planning.snapshot.records import Claim, Consent, FailedNode
+from gpusharing.planning.snapshot.records import LEASE_ROOM, Claim, Consent, FailedNode
 
 CLAIM_ATTEMPTS = 3
 """How many times to try to write claims while others change the Lease."""
+_TOO_LONG = re.compile(r"[Tt]oo long|may not be more than")
+"""In the API server's refusal of annotations that are too large."""
 RELEASE_SECONDS = 2.0
 """Seconds that the release at the end of the process may take."""
 
@@ -121,6 +124,10 @@ class LeaderLease:
         self._reached = ""
         """The version that our last write got; before our first write, the highest version that we have read."""
         self._claims_before = ""
+        self._others = 0
+        """How many characters the other annotations of the Lease have."""
+        self._too_long: float = float("inf")
+        """The size of the shortest record that the server has refused as too long."""
         self._renewed_at = self._expires_at = float("-inf")
         """When we last renewed the Lease, and when that of another holder expires unless it is renewed."""
         self._lost = False
@@ -128,6 +135,11 @@ class LeaderLease:
         """Whether we have tried to take the Lease. Until the answer arrives, we may hold it without knowing."""
         self._observation: tuple[object, float] = (None, float("-inf"))
         """The spec and claims of another holder's Lease, and when this process first saw them."""
+
+    @property
+    def room(self) -> int:
+        """How many characters the record on the Lease may have, beside the annotations that others put there."""
+        return int(min(LEASE_ROOM - self._others - len(ANNOTATION_CLAIMS), self._too_long - 1))
 
     @property
     def is_leader(self) -> bool:
@@ -178,6 +190,10 @@ class LeaderLease:
                         await self._write({"renewTime": self._time()}, {ANNOTATION_CLAIMS: written})
                         self._must_have(written)
                         return
+                    except Invalid as error:
+                        if _TOO_LONG.search(str(error)):
+                            self._too_long = min(self._too_long, len(written))
+                        raise
                     except Conflict:
                         await self._reread()
         except TimeoutError as error:
@@ -339,6 +355,8 @@ class LeaderLease:
             self.consents, consent_error = parse_consents(written)
             self.claims_error = error or failed_error or consent_error
         self._claims_before = written or ""
+        annotations = texts(section(lease, "metadata").get("annotations"))
+        self._others = sum(len(key) + len(value) for key, value in annotations.items() if key != ANNOTATION_CLAIMS)
 
     def _left(self) -> float:
         return self._renewed_at + self._timing.deadline - self._clock()

@@ -705,6 +705,10 @@ class Reason(StrEnum):
         "fail. Alongside NVIDIA's device-plugin chart, it also cannot pause the device plugin.",
         "Upgrade mig-manager. Under the GPU Operator, you can instead use a profile that only one card of the node "
         "has, or one that is identical on all of them.")
+    APPROVAL_TOO_LARGE = (("ApprovalTooLarge", "Accepted", _PERSON, "policy"),
+        "spec.rollout.approval is Manual, and the plan names more nodes than the leader's Lease has room for, about "
+        "26,000 over all policies. An approval would be forgotten when the first node is done.",
+        "Split the pool into several policies that are approved one after the other, or set approval: Automatic.")
     NO_NODES = (("NoNodes", "Accepted", _LATER, "policy"),
         "The node selector matches no node.",
         "Label the nodes of the pool, or correct spec.nodeSelector.")
