@@ -162,9 +162,13 @@ class Reason(StrEnum):
         "not start one.",
         "Run the command in the message if the node should serve GPUs, or narrow the node selector.")
     FOREIGN_DEVICE_PLUGIN = (("ForeignDevicePlugin", "Node", _PERSON, "foreign"),
-        "A device plugin from HAMi, Volcano or a cloud provider serves the node's GPUs. It ignores the labels that "
+        "A device plugin from HAMi, Volcano, OpenShift or a cloud provider serves the node's GPUs. It ignores the labels that "
         "this operator writes, so a change could neither take effect nor be proven. The operator does not start one.",
         "Follow the instructions in the message to hand the node over to NVIDIA's plugin, or narrow the node selector.")
+    DIVIDED_ELSEWHERE = (("DividedElsewhere", "Node", _PERSON, "foreign"),
+        "The GPUs have MIG instances that neither the node's configuration nor an earlier proof explains, and a pod "
+        "runs with devices of another device plugin. A change would remove what that pod may run on, so none starts.",
+        "Find out what makes the instances, and exclude the node from the policy; or run the command in the message.")
     WORKLOAD_CONFIG = (("WorkloadConfig", "Node", _PERSON, "node", Mark.UNSUPPORTED),
         "The label nvidia.com/gpu.workload.config reserves the node's GPUs for virtual machines. The operator does not "
         "start a change.",
