@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from tests.cli.asking import ask, install, operated, written
-from tests.embedded.scene import FULL, MIXED, SLICED, Scene, gpu_pod, nodes, open_scene, policy
+from tests.embedded.scene import A100, FULL, MIXED, SLICED, Scene, gpu_pod, nodes, open_scene, policy
 from tests.embedded.test_changes import assert_as_wanted
 from tests.embedded.test_drift import adopted
 from tests.fakes.virtualtime import virtually
@@ -123,3 +123,33 @@ async def test_whoever_set_the_label_before_the_node_was_adopted_has_replaced_no
     async with adopted("Terraform") as scene:
         await scene.serve(FULL)
         assert_as_wanted(scene, FULL, "gpu-1")
+
+
+@virtually
+async def test_instances_of_an_unknown_divider_beside_its_pod_stay_until_a_person_decides() -> None:
+    """As a controller makes them that creates instances for each pod, under whatever name."""
+    async with open_scene(*nodes(1, A100), start=False) as scene:
+        await asyncio.sleep(200)
+        gpus = scene.e.software.nodes["gpu-1"].gpus
+        for index in range(2):
+            gpus.set_mig_mode(index, True)
+        gpus.reset(0, 1)
+        for _ in range(3):
+            gpus.create(0, "1g.10gb")
+        limits = {"slices.example.com/1g.10gb": "1"}
+        pod = gpu_pod("sliced", "gpu-1", spec={"containers": [{"name": "main", "resources": {"limits": limits}}]})
+        scene.e.cluster.add(PODS, pod)
+        scene.e.start_operator()
+        shown = await scene.reach(MIXED, reason="DividedElsewhere")
+        assert shown["phase"] == "Blocked"
+        assert "default/sliced" in shown["message"]
+        command = "kubectl annotate gpunode gpu-1 --overwrite gpusharing.dev/retry=again"
+        assert command in shown["message"]
+        since = scene.mark()
+        await asyncio.sleep(1800)
+        assert not scene.cordoned("gpu-1")
+        assert scene.node_writes(since)["gpu-1"] == 0
+        assert [len(gpu.instances) for gpu in gpus.look()] == [3, 0]
+        scene.request("gpu-1", retry="again")
+        await scene.ready(seconds=3600)
+        assert [len(gpu.instances) for gpu in gpus.look()] == [2, 2]

@@ -2,6 +2,8 @@
 
 import asyncio
 from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import replace
 from typing import Literal
 
 import pytest
@@ -11,7 +13,16 @@ from tests.embedded.test_configuration import SPACE
 from tests.fakes.virtualtime import virtually
 
 from gpusharing.api import names
-from gpusharing.kube.client import CONFIG_MAPS, JSON, NODES, Resource
+from gpusharing.kube.client import (
+    CONFIG_MAPS,
+    GPUNODES,
+    JSON,
+    LEASES,
+    NODES,
+    ApiRequest,
+    PassingClient,
+    Resource,
+)
 
 PROOF = names.ANNOTATION_VERIFIED
 THEIRS = {
@@ -46,6 +57,24 @@ class Reverter:
                 self.writes += 1
 
         scene.e.cluster.faults.on_write = after_each
+
+
+class Stripper(PassingClient):
+    """An admission webhook that drops one field from the operator's writes of a kind, and counts these writes."""
+
+    def __init__(self, scene: Scene, resource: Resource, *path: str) -> None:
+        super().__init__(scene.e.cluster.client("operator"))
+        self.resource, self.path = resource, path
+        self.on, self.writes = False, 0
+
+    async def call(self, request: ApiRequest) -> JSON:
+        if self.on and request.body and request.verb in ("create", "patch") and request.resource == self.resource:
+            body = found = deepcopy(request.body)
+            for key in self.path[:-1]:
+                found = found.get(key) or {}
+            self.writes += found.pop(self.path[-1], None) is not None
+            request = replace(request, body=body)
+        return await self.client.call(request)
 
 
 def labels(body: JSON) -> JSON:
@@ -110,6 +139,55 @@ async def test_a_webhook_that_strips_a_label_is_a_program_that_undoes_it() -> No
         await asyncio.sleep(600)
         assert 2 <= reverter.writes <= 10
         assert f"metadata.labels[{strip}] of nodes gpu-1" in scene.transition("gpu-1")["message"]
+
+
+@virtually
+async def test_a_request_that_a_webhook_strips_is_written_ever_more_rarely_though_its_id_has_the_time() -> None:
+    async with open_scene(*nodes(1), start=False) as scene:
+        webhook = Stripper(scene, GPUNODES, "spec", "request")
+        scene.e.start_operator(webhook)
+        await scene.serve(FULL)
+        webhook.on = True
+        scene.apply(SLICED)
+        await asyncio.sleep(600)
+        assert 2 <= webhook.writes <= 10
+        assert "spec.request of gpunodes gpu-1" in scene.transition("gpu-1")["message"]
+        before = scene.events()["CallFailed"]
+        await asyncio.sleep(1800)
+        assert webhook.writes <= 20
+        assert scene.events()["CallFailed"] - before <= 10
+        webhook.on = False
+        await scene.ready(seconds=900)
+
+
+@virtually
+async def test_an_edit_of_the_policy_is_carried_out_at_once_although_a_program_undoes_the_same_field() -> None:
+    async with open_scene(*nodes(1), serving=FULL) as scene:
+        label, wait = names.LABEL_MODE, 600
+        reverter = Reverter(scene, lambda body: label in labels(body), {"metadata": {"labels": {label: "theirs"}}})
+        scene.person("gpu-1", {"metadata": {"labels": {label: "theirs"}}})
+        await asyncio.sleep(wait)
+        for edit in range(3):
+            reverter.writes = 0
+            scene.apply(FULL, drain={"timeout": f"{edit + 20}m"})
+            await asyncio.sleep(5)
+            assert reverter.writes == 1
+
+
+@virtually
+async def test_no_node_starts_while_a_webhook_strips_the_claims_from_the_lease() -> None:
+    async with open_scene(*nodes(2), start=False) as scene:
+        webhook = Stripper(scene, LEASES, "metadata", "annotations")
+        scene.e.start_operator(webhook)
+        await scene.serve(FULL)
+        webhook.on = True
+        scene.apply(SLICED)
+        await asyncio.sleep(600)
+        assert 2 <= webhook.writes <= 20
+        assert names.ANNOTATION_CLAIMS in scene.condition("Stalled")["message"]
+        assert scene.fence("gpu-1") is scene.fence("gpu-2") is None
+        webhook.on = False
+        await scene.ready()
 
 
 @virtually

@@ -387,3 +387,16 @@ def test_what_a_pod_requests_of_its_node_and_in_its_largest_container_with(pod: 
     spec, together, largest = PODS[pod]
     assert pod_requests({"spec": spec}) == ({GPU: together} if together else {})
     assert largest_requests({"spec": spec})[GPU] == largest
+
+
+def test_a_pod_names_the_devices_of_other_plugins_that_it_asks_for() -> None:
+    limits = {
+        "slices.example.com/1g.10gb": "1",
+        "rdma/hca": "1",
+        "nvidia.com/gpu": "1",
+        "nvidia.com/hostdev": "1",
+        "hugepages-2Mi": "1Gi",
+    }
+    more = {"requests": {"pod.kubernetes.io/x": "1", "cpu": "2"}}
+    spec = {"containers": [{"resources": {"limits": limits}}], "initContainers": [{"resources": more}]}
+    assert pod_view(pod(spec=spec), {}).other_devices == ("rdma/hca", "slices.example.com/1g.10gb")

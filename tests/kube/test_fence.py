@@ -21,11 +21,14 @@ from gpusharing.kube.client import JSON
 from gpusharing.kube.convert import cluster_policy_view, node_view, tolerates
 from gpusharing.kube.daemonsets import daemon_set_view, plain_stack
 from gpusharing.kube.fence import parse_record, patch_for, record_text
-from gpusharing.planning.pools.holds import MOST, MOST_DIGESTS
+from gpusharing.planning.pools.choice import LONGEST_CLAIM
+from gpusharing.planning.pools.holds import MOST
+from gpusharing.planning.pools.writes import claim_size, size_of
 from gpusharing.planning.snapshot.actions import Actuate, FenceNode, LabelNode, Release, UpdateFence
 from gpusharing.planning.snapshot.records import (
     DIGEST,
     EARLIEST,
+    LEASE_ROOM,
     ApprovedChange,
     Claim,
     Consent,
@@ -412,23 +415,39 @@ def test_a_failure_that_cannot_be_read_hides_no_other() -> None:
     assert records.parse_failed_nodes(json.dumps(record))[0] == failed
 
 
+NAMED = ("ip-10-100-200-100.ap-southeast-2.compute.internal", "p" * 50)
+"""A node and a policy with names as long as clouds and people make them."""
+LONGEST = ("n" * 250, "p" * 253)
+
+
+def full_record(
+    name: str, policy: str, count: int
+) -> tuple[dict[str, Claim], dict[str, FailedNode], dict[str, Consent]]:
+    """The largest records of so many nodes, all in waves and past the point of no return."""
+    op, version = f"{policy[:40]}.19a5f0b2c3d", SpecVersion("0" * 36, "0" * 12)
+    nodes = [f"{name}{number:03}" for number in range(count)]
+    claims = {node: Claim("0" * 36, policy, op, f"{op}.{node}", version) for node in nodes}
+    failed = {f"{number:036}": FailedNode(f"{name}{number:03}", version, gone=True) for number in range(MOST)}
+    changes = (ApprovedChange(DisruptionClass.GPU_PODS, "t" * 60, "0" * DIGEST * 100),)
+    consents = {f"{number:036}": Consent("0" * 12, "0" * 7, changes, "0" * 7, "0" * DIGEST) for number in range(25)}
+    return claims, failed, consents
+
+
 def test_the_claims_of_all_nodes_that_may_be_in_flight_fit_onto_the_lease() -> None:
-    """With names as long as clouds make them, and all nodes in waves."""
-    name, policy = "ip-10-100-200-100.ap-southeast-2.compute.internal", "p" * 50
-    op = f"{policy[:40]}.19a5f0b2c3d"
-    claims = {
-        f"{name}{number:03}": Claim("0" * 36, policy, op, f"{op}.{name}{number:03}", SpecVersion("0" * 36, "0" * 12))
-        for number in range(records.MOST_CLAIMS)
-    }
-    failed = {
-        f"{number:036}": FailedNode(f"{name}{number:03}", SpecVersion("0" * 36, "0" * 12)) for number in range(MOST)
-    }
-    digests = "0" * DIGEST * (MOST_DIGESTS // 25)
-    changes = (ApprovedChange(DisruptionClass.GPU_PODS, "t" * 60, digests),)
-    consents = {f"{number:036}": Consent("0" * 12, "0" * 7, changes, "0" * 7) for number in range(25)}
-    assert len(records.claims_text(claims, "", failed, consents)) < 256 * 1024
+    assert size_of(*full_record(*NAMED, records.MOST_CLAIMS)) < LEASE_ROOM
     schema = json.loads((CHART / "values.schema.json").read_text())
     assert schema["properties"]["operator"]["properties"]["maxInFlight"]["maximum"] == records.MOST_CLAIMS
+
+
+@pytest.mark.parametrize("named", [NAMED, LONGEST, ("a", "b")])
+def test_the_planner_knows_how_long_the_record_on_the_lease_becomes(named: tuple[str, str]) -> None:
+    claims, failed, consents = full_record(*named, 20)
+    assert 0 <= size_of(claims, failed, consents) - len(records.claims_text(claims, "", failed, consents)) <= 30, (
+        "commas"
+    )
+    assert max(claim_size(node, claim) for node, claim in claims.items()) <= LONGEST_CLAIM
+    shorter = {node: replace(claim, wave="", version=None) for node, claim in claims.items()}
+    assert size_of(shorter, {}, {}) >= len(records.claims_text(shorter))
 
 
 def test_the_claim_of_a_wave_names_it_and_that_of_a_lone_node_is_as_ever() -> None:

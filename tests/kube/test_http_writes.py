@@ -208,10 +208,11 @@ class Server:
         annotations: Mapping[str, str | None] | None = None,
         *,
         late: bool = False,
+        wish: object = None,
     ) -> None:
         """The operator's write; `late`: its event comes before its answer."""
         body = {"metadata": {"labels": dict(labels), "annotations": dict(annotations or {})}}
-        request = ApiRequest("patch", NODES, name="n", body=body)
+        request = ApiRequest("patch", NODES, name="n", body=body, wish=wish)
         self.writes.check(request)
         known = self.writes.sends(request)
         self.version += 1
@@ -264,6 +265,47 @@ async def test_only_the_value_that_others_undo_waits() -> None:
     server.write({CONFIG: "b"})
     await asyncio.sleep(600)
     server.write({CONFIG: "a"})
+
+
+OP = "pool-b.1a1f830fe0f"
+TIMED: dict[str, Callable[[int], str]] = {
+    "the id of a request": lambda n: f"{OP}:quiet:a143129d76:{1795165805533 + n}",
+    "the id of a change": lambda n: f'{{"op":"pool-b.{0x1A1F830FE0F + n:x}"}}',
+    "a record": lambda n: f'{{"since":"2026-11-20T10:00:{n % 60:02}.5Z","until":"2026-11-20T10:{n % 60:02}:00+01:00"}}',
+    "one of two values": lambda n: "ab"[n % 2],
+    "a value of which nothing is known": str,
+}
+
+
+async def strive(server: Server, value: Callable[[int], str], seconds: int, wish: object = None) -> int:
+    """Try each second to write a label that somebody removes at once; return how many writes were sent."""
+    sent = 0
+    for second in range(seconds):
+        with suppress(Undone):
+            server.write({CONFIG: value(second)}, wish=wish)
+            sent += 1
+            server.others(config="theirs")
+        await asyncio.sleep(1)
+    return sent
+
+
+@pytest.mark.parametrize("value", TIMED.values(), ids=TIMED.keys())
+@virtually
+async def test_a_value_that_differs_only_by_a_time_or_that_was_undone_before_is_not_new(
+    value: Callable[[int], str],
+) -> None:
+    server = Server()
+    await strive(server, value, 900)
+    assert await strive(server, value, 3600) <= 13, "at most one write in five minutes"
+
+
+@virtually
+async def test_an_edit_of_a_person_never_waits_and_passes_once_for_each_edit() -> None:
+    server = Server()
+    for edit in range(5):
+        server.write({CONFIG: "a"}, wish=edit)
+        server.others(config="theirs")
+        assert await strive(server, lambda _: "a", 30, wish=edit) <= (4 if edit == 0 else 1)
 
 
 @virtually

@@ -17,8 +17,9 @@ from gpusharing.kube import errors
 from gpusharing.kube.client import JSON, LEASES, ApiRequest, KubeClient
 from gpusharing.kube.clock import boot_time
 from gpusharing.kube.errors import Conflict, NotFound, Unavailable
+from gpusharing.kube.fence import claims_text
 from gpusharing.kube.lease import LeaderLease, LeaseLost, Timing
-from gpusharing.planning.snapshot.records import Claim, FailedNode, SpecVersion
+from gpusharing.planning.snapshot.records import LEASE_ROOM, Claim, FailedNode, SpecVersion
 
 CLAIMS = {"gpu-07": Claim("u7", "pool-b", "op-1")}
 
@@ -403,3 +404,24 @@ async def test_a_leader_that_only_writes_claims_is_alive() -> None:
 
 def test_the_lease_counts_the_time_that_the_machine_slept_unless_it_is_told_otherwise() -> None:
     assert Timing().clock is boot_time
+
+
+TOO_LONG = errors.Invalid("metadata.annotations: Too long: may not be more than 262144 bytes")
+
+
+@virtually
+async def test_what_others_write_on_the_lease_and_a_record_that_was_refused_leave_less_room_for_claims() -> None:
+    async with contenders("a") as (cluster, [a]):
+        await asyncio.sleep(5)
+        assert (room := a.lease.room) == LEASE_ROOM - len(ANNOTATION_CLAIMS)
+        cluster.patch(LEASES, "leader", {"metadata": {"annotations": {"note": "x" * 1000}}}, "gpusharing")
+        await asyncio.sleep(3.5)  # the Lease is renewed in between, and not at this moment
+        assert a.lease.room == room - 1004
+        cluster.faults.fail("patch", LEASES, errors.Invalid("denied by a webhook"))
+        with pytest.raises(errors.Invalid):
+            await a.lease.set_claims(CLAIMS, {})
+        assert a.lease.room == room - 1004, "a shorter record would be refused, too"
+        cluster.faults.fail("patch", LEASES, TOO_LONG)
+        with pytest.raises(errors.Invalid):
+            await a.lease.set_claims(CLAIMS, {})
+        assert a.lease.room == len(claims_text(CLAIMS)) - 1

@@ -49,6 +49,16 @@ def raw_node(
             raw_node(offered={"nvidia.com/gpumem": "81559"}), "HAMi's device plugin", id="HAMi's memory as a resource"
         ),
         pytest.param(
+            raw_node({"instaslice.redhat.com/managed": "true"}),
+            "OpenShift's Dynamic Accelerator Slicer",
+            id="the slicer's label",
+        ),
+        pytest.param(
+            raw_node(offered={"mig.das.com/1g.10gb": "14"}),
+            "OpenShift's Dynamic Accelerator Slicer",
+            id="the slicer's resources",
+        ),
+        pytest.param(
             raw_node(offered={"volcano.sh/vgpu-number": "20", "volcano.sh/vgpu-memory": "163118"}),
             "Volcano's vGPU device plugin",
             id="Volcano",

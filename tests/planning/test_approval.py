@@ -19,7 +19,7 @@ from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.api.policy import Canary, Cost, Window
 from gpusharing.planning.pools.holds import (
-    MOST_DIGESTS,
+    DIGESTS_SHARE,
     Approvable,
     agree,
     count_failures,
@@ -28,11 +28,12 @@ from gpusharing.planning.pools.holds import (
     has_failed,
     propose,
     proven_at,
+    with_records,
 )
 from gpusharing.planning.pools.pool import Pool
 from gpusharing.planning.pools.windows import ALWAYS
 from gpusharing.planning.rollout import RolloutPlan, plan_rollout
-from gpusharing.planning.snapshot.records import Consent, Deferred, FailedNode, Verified
+from gpusharing.planning.snapshot.records import DIGEST, Consent, Deferred, FailedNode, Verified
 from gpusharing.planning.snapshot.views import NodeView, PolicyView
 from gpusharing.planning.transition.attempts import (
     failed_before,
@@ -184,12 +185,47 @@ def test_an_approval_of_an_earlier_revision_does_not_come_back_with_it() -> None
     assert plan.hash != CURRENT
 
 
-def test_an_approval_that_the_lease_has_no_room_for_lasts_as_long_as_its_plan_is_the_same() -> None:
-    many = [planned(f"n{number}") for number in range(MOST_DIGESTS + 1)]
-    said = replace(MANUAL, approved=plan_of(many).hash)
-    assert agree(Pool(said, members=many)) is None
-    assert plan_of(many, said).approved
-    assert not plan_of(many[1:], said).approved
+def test_an_approval_of_many_nodes_lasts_until_they_are_done_and_covers_no_other_node_and_no_graver_class() -> None:
+    many = [planned(f"n{number}") for number in range(6000)]
+    said, consent = approved(many)
+    proven = [reassessed(f"n{number}", mismatch=None) for number in range(3000)]
+    assert plan_of(proven + many[3000:], said, consent).approved
+    assert not plan_of([*many, planned("later")], said, consent).approved
+    assert not plan_of([reassessed("n0", disruption=DisruptionClass.REBOOT), *many[1:]], said, consent).approved
+
+
+def recorded(
+    *pools: Pool, room: int, consents: Mapping[str, Consent] | None = None
+) -> tuple[dict[str, Pool], dict[str, Consent]]:
+    """The pools and consents after a pass with so many characters of the Lease for approvals."""
+    snapshot = replace(World().snapshot(), lease_room=room * DIGESTS_SHARE, consents=consents or {})
+    found, _, after = with_records({pool.policy.name: pool for pool in pools}, snapshot)
+    return found, after
+
+
+def test_a_plan_that_the_lease_has_no_room_for_is_not_accepted_and_starts_no_node() -> None:
+    pool = pooled(*TWO, approval="Manual", policy=SAID)
+    found, after = recorded(pool, room=2 * DIGEST - 1)
+    assert after == {}
+    hold = hold_of(found["pool-b"])
+    assert hold.reason is Reason.APPROVAL_TOO_LARGE
+    assert not lacks(hold.message, "the plan has 2 nodes", "an approval of 1 more")
+    found, after = recorded(pool, room=2 * DIGEST)
+    assert (find_hold(found["pool-b"]), after) == (None, {SAID.uid: CONSENT})
+
+
+def test_an_approval_whose_nodes_are_done_makes_room_for_another_and_one_under_way_does_not() -> None:
+    other = replace(MANUAL, name="pool-a", uid="uid-a")
+    plan = plan_of(TWO, other)
+    new = Pool(replace(other, approved=plan.hash), members=TWO)
+    known, room = {SAID.uid: CONSENT}, 3 * DIGEST
+    done = [reassessed("n1", mismatch=None), reassessed("n2", mismatch=None)]
+    _, after = recorded(new, Pool(SAID, members=done), room=room, consents=known)
+    assert after["uid-a"].changes == plan.changes
+    assert after[SAID.uid] == replace(CONSENT, changes=())
+    found, after = recorded(new, Pool(SAID, members=TWO), room=room, consents=known)
+    assert after == known
+    assert found["pool-a"].oversize is not None
 
 
 # --- whole ways -------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from tests.build import (
     make_gpunode,
     make_operand,
     make_partial,
+    make_pod,
     make_policy,
     make_stack,
 )
@@ -27,10 +28,12 @@ from gpusharing.api import names
 from gpusharing.api.gpunode import PartialInstance
 from gpusharing.planning.gpus.health import Vitals
 from gpusharing.planning.snapshot.nvidia import MpsDaemonView, Operand, PlainStackView
+from gpusharing.planning.snapshot.podviews import NodeWork, PodView
 from gpusharing.planning.snapshot.records import UNRECORDED, Deferred, SpecVersion, Verified
-from gpusharing.planning.snapshot.views import PolicyView
-from gpusharing.planning.transition.gates import find_gate, first_closed, target_gates
+from gpusharing.planning.snapshot.views import GpuView, PolicyView
+from gpusharing.planning.transition.gates import find_gate, find_other_divider, first_closed, target_gates
 from gpusharing.planning.transition.verdict import NodeCase
+from gpusharing.planning.vocabulary.findings import Blocker
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted import migfile
 from gpusharing.planning.wanted.actuators import needs_restart
@@ -524,3 +527,59 @@ def test_operands_are_switched_on_after_the_label_of_gpus_that_were_divided_by_h
         first = f"kubectl label node gpu-07 --overwrite nvidia.com/mig.config={label} && {remove}"
         assert (first in gate.message) is bool(label)
         assert (remove in gate.message) is bool(label)
+
+
+# --- the last gate, which needs the pods of the node ---------------------------------------------------------------
+
+SMALL = make_gpu(layout=(("1g.10gb", 3),))
+UNCOMMON = "slices.example.com/1g.10gb"
+
+
+def divided(
+    *pods: PodView, gpu: GpuView = SMALL, node: dict[str, Any] | None = None, **labels: str | None
+) -> Blocker | None:
+    """Whether somebody else seems to divide a node that nobody labeled, on which these pods are."""
+    case = make_case(
+        FULL, labels={MIG_CONFIG: labels.get("config")}, node=node or {}, gpunode=make_gpunode(gpus=(gpu,))
+    )
+    return find_other_divider(case.node, case.observed, NodeWork(pods, (), NOW), case.stack)
+
+
+def sliced(**fields: Any) -> PodView:
+    return make_pod(**{"resources": {}, "other_devices": (UNCOMMON,), **fields})
+
+
+def test_instances_that_nothing_explains_beside_a_pod_with_devices_of_others_are_for_a_person_to_decide() -> None:
+    found = divided(sliced())
+    assert found is not None
+    assert (found.reason, found.pods) == (Reason.DIVIDED_ELSEWHERE, ("team-a/llm-0",))
+    command = f"kubectl annotate gpunode gpu-07 --overwrite {names.ANNOTATION_RETRY}=again"
+    assert not lacks(found.message, command, UNCOMMON, "3x1g.10gb")
+
+
+SPARED: dict[str, Blocker | None] = {
+    "no pod runs there": divided(),
+    "the pod holds what NVIDIA's plugin serves": divided(sliced(resources={"nvidia.com/mig-1g.10gb": 1})),
+    "the pod asks for nothing": divided(sliced(other_devices=())),
+    "the pod has ended": divided(sliced(phase="Succeeded")),
+    "the GPUs have no instances": divided(sliced(), gpu=make_gpu()),
+    "MIG is on without instances": divided(sliced(), gpu=make_gpu(layout=())),
+    "mig-manager made the instances": divided(
+        sliced(), gpu=make_gpu(layout=(("1g.10gb", 7),)), config="all-1g.10gb"),
+    "a person has decided": divided(sliced(), node={"retry": "again"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("found", SPARED.values(), ids=SPARED.keys())
+def test_nobody_else_divides_the_node_if(found: Blocker | None) -> None:
+    assert found is None
+
+
+def test_the_instances_of_the_last_proof_are_the_operators_whatever_the_label_says_now() -> None:
+    case = drifted()
+    layouts = case.found_layouts
+    assert any(layouts)
+    work = NodeWork((sliced(),), (), NOW)
+    assert find_other_divider(case.node, case.observed, work, case.stack) is None
+    other = replace(case.node, verified=None)
+    assert find_other_divider(other, case.observed, work, case.stack) is not None

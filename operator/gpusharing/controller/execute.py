@@ -18,6 +18,7 @@ from typing import assert_never
 
 import structlog
 
+from gpusharing.api import names
 from gpusharing.controller.complaints import Complaints
 from gpusharing.controller.evict import Evictor
 from gpusharing.controller.nodewrites import NodeWrites
@@ -56,6 +57,7 @@ from gpusharing.planning.snapshot.memory import CLAIMS, failed_again
 from gpusharing.planning.snapshot.records import Claim, Consent, FailedNode
 from gpusharing.planning.snapshot.views import ClusterSnapshot
 from gpusharing.planning.transition.cases import is_moot
+from gpusharing.planning.transition.verdict import Verdict
 
 log = structlog.get_logger()
 
@@ -80,13 +82,14 @@ class PlanOutdated(Exception):
 
 
 before_send: ContextVar[Callable[[], None]] = ContextVar("before a write of this task is sent")
+wish: ContextVar[object] = ContextVar("what people ask of the object of this task's write")
 
 
 class _PlanClient(PassingClient):
     """Asks when a write is sent, perhaps after a long wait or a 409, whether its action is still wanted."""
 
     async def call(self, request: ApiRequest) -> JSON:
-        return await self.client.call(replace(request, before_send=before_send.get()))
+        return await self.client.call(replace(request, before_send=before_send.get(), wish=wish.get()))
 
 
 @dataclass(slots=True)
@@ -116,6 +119,8 @@ class Executor:
     _shared: SharedWrites = field(init=False)
     _evictor: Evictor = field(init=False)
     _complaints: Complaints = field(default_factory=Complaints)
+    _wishes: dict[str, object] = field(default_factory=dict)
+    """What people asked for at the last failed call (`find_wish`), by subject; an edit ends the wait after it."""
     _newest: ClusterSnapshot | None = None
     """The snapshot that the newest plan was made from."""
     _newest_plan: RolloutPlan = field(init=False)
@@ -157,7 +162,7 @@ class Executor:
         due = {
             v.node: v.actions
             for v in plan.verdicts.values()
-            if v.actions and v.node not in unseen and not self._is_suspended(v.node)
+            if v.actions and v.node not in unseen and not self._is_suspended(v.node, v.actions[0], snapshot)
         }
 
         async def node(name: str) -> None:
@@ -171,9 +176,14 @@ class Executor:
             outcome.again = min(held_back, default=None)
         return outcome
 
-    def _is_suspended(self, subject: str) -> bool:
+    def _is_suspended(self, subject: str, action: Action, snapshot: ClusterSnapshot) -> bool:
         failure = self.calls.failures.get(subject)
-        return failure is not None and failure.holds(self.now())
+        if failure is None or not failure.holds(self.now()):
+            return False
+        return self._wishes.get(subject) == self._find_wish(subject, action, snapshot)
+
+    def _find_wish(self, subject: str, action: Action, snapshot: ClusterSnapshot) -> object:
+        return find_wish(subject, action, snapshot, self._newest_plan.verdicts.get(subject))
 
     async def _write_shared(self, actions: tuple[Action, ...], snapshot: ClusterSnapshot, outcome: Outcome) -> set[str]:
         blocked: set[str] = set()
@@ -208,7 +218,11 @@ class Executor:
                 self.calls.write_error = f"ConfigMap {self._shared.writing}: {error}" if lasts else ""
 
         busy = self.workers.busy & actions.keys()
-        due = [subject for subject in actions if subject not in busy and not self._is_suspended(subject)]
+        due = [
+            subject
+            for subject, action in actions.items()
+            if subject not in busy and not self._is_suspended(subject, action, snapshot)
+        ]
         await self.workers.each(due[: max(0, SHARED_AT_ONCE - len(busy))], write, SHARED_PATIENCE)
         return accepted
 
@@ -261,6 +275,7 @@ class Executor:
         self, subject: str, action: Action, snapshot: ClusterSnapshot, outcome: Outcome
     ) -> CallFailed | PlanOutdated | None:
         before_send.set(partial(self._before_send, subject, action, snapshot))
+        wish.set(self._find_wish(subject, action, snapshot))
         try:
             changed = await self._perform(action, snapshot)
         except PlanOutdated as error:
@@ -283,7 +298,7 @@ class Executor:
             words = f"ConfigMap {self._shared.writing}: {words}"
         if isinstance(error, Unavailable):
             self.calls.unsure.add(subject)
-        before = self.calls.failures.get(subject)
+        before, self._wishes[subject] = self.calls.failures.get(subject), wish.get()
         self.calls.failures[subject] = failed_again(
             before,
             f"{kind} failed: {words}",
@@ -301,6 +316,7 @@ class Executor:
         failure = self.calls.failures.get(subject)
         if failure is None or call in ("", failure.call):
             self.calls.failures.pop(subject, None)
+            self._wishes.pop(subject, None)
             self._complaints.ends(subject)
 
     async def _perform(self, action: Action, snapshot: ClusterSnapshot) -> bool:
@@ -333,6 +349,21 @@ class Executor:
             case _:
                 assert_never(action)
         return True
+
+
+def find_wish(subject: str, action: Action, snapshot: ClusterSnapshot, verdict: Verdict | None) -> object:
+    """Return what people ask of the object that an action writes to; after an edit of it no write waits."""
+    if isinstance(action, WriteConfig):
+        return action
+    policies, asked = {action.policy} if isinstance(action, SetFinalizer) else set(), list[object]()
+    if (node := snapshot.nodes.get(subject)) is not None:
+        asked += node.retry, node.abort, node.labels.get(names.LABEL_SKIP)
+        policies |= {verdict.policy} if verdict is not None else set()
+        policies |= {node.fence.policy} if node.fence is not None else set()
+    for one in snapshot.policies:
+        if one.name in policies:
+            asked += one.uid, one.generation, one.approved, one.resumed, one.force_release
+    return tuple(asked)
 
 
 def called(action: Action) -> str:

@@ -313,7 +313,7 @@ class Loop:
         leader = self.leader
         snapshot = await self.gatherer.snapshot(wanted, self.memory, leader.claims, leader.failed_nodes, now)
         # A write of the Lease from an earlier pass may have ended in the meantime.
-        return replace(snapshot, failed_nodes=leader.failed_nodes, consents=leader.consents)
+        return replace(snapshot, failed_nodes=leader.failed_nodes, consents=leader.consents, lease_room=leader.room)
 
     # --- periodic tasks, which run until canceled ------------------------------------------------------------
 

@@ -131,6 +131,8 @@ class ApiRequest:
     before_send: Callable[[], None] = field(default=lambda: None, compare=False, repr=False)
     """Called each time that a write is about to leave, after every wait for a slot or a connection. If it raises,
     nothing is sent, and the exception reaches the caller unchanged."""
+    wish: object = field(default=None, compare=False, repr=False)
+    """What people ask of the object, such as the generation of its policy. After an edit no write waits for `Sender`."""
 
     @property
     def path(self) -> str:

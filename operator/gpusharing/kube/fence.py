@@ -24,9 +24,7 @@ from gpusharing.planning.snapshot.records import Claim, Consent, Deferred, Faile
 
 RECORD_VERSION = 1
 MOST_CLAIMS = 500
-"""The most claims on the Lease. All annotations of an object together may have 256 KiB (apimachinery v0.36.3
-pkg/api/validation/objectmeta.go, TotalAnnotationSizeLimitB). With one claim too many the Lease would accept none: no
-node would ever start."""
+"""The most nodes that may be in flight. With names as long as clouds make them, their claims fit into LEASE_ROOM."""
 
 NodePatch = FenceNode | Actuate | UpdateFence | Release | LabelNode
 """The actions that are carried out by one PATCH of a Node."""

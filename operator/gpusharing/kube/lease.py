@@ -8,6 +8,7 @@ because kopf's peering and the official client's election compare wall clocks an
 
 import asyncio
 import math
+import re
 import socket
 import uuid
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
@@ -20,13 +21,15 @@ from gpusharing.api.names import ANNOTATION_CLAIMS, STOP
 from gpusharing.api.times import from_rfc3339, to_micro_time
 from gpusharing.kube.client import CONFIG_MAPS, JSON, LEASES, KubeClient
 from gpusharing.kube.clock import boot_time, wall_time
-from gpusharing.kube.errors import AlreadyExists, Conflict, Forbidden, KubeError, NotFound, Unavailable
+from gpusharing.kube.errors import AlreadyExists, Conflict, Forbidden, Invalid, KubeError, NotFound, Unavailable, Undone
 from gpusharing.kube.fence import claims_text, parse_claims, parse_consents, parse_failed_nodes
 from gpusharing.kube.raw import newer, part, section, text, texts, whole
-from gpusharing.planning.snapshot.records import Claim, Consent, FailedNode
+from gpusharing.planning.snapshot.records import LEASE_ROOM, Claim, Consent, FailedNode
 
 CLAIM_ATTEMPTS = 3
 """How many times to try to write claims while others change the Lease."""
+_TOO_LONG = re.compile(r"[Tt]oo long|may not be more than")
+"""In the API server's refusal of annotations that are too large."""
 RELEASE_SECONDS = 2.0
 """Seconds that the release at the end of the process may take."""
 
@@ -135,6 +138,10 @@ class LeaderLease:
         self._reached = ""
         """The version that our last write got; before our first write, the highest version that we have read."""
         self._claims_before = ""
+        self._others = 0
+        """How many characters the other annotations of the Lease have."""
+        self._too_long: float = float("inf")
+        """The size of the shortest record that the server has refused as too long."""
         self._renewed_at = self._expires_at = float("-inf")
         """When we last renewed the Lease, and when that of another holder expires unless it is renewed."""
         self._stop_read_at = float("-inf")
@@ -143,6 +150,11 @@ class LeaderLease:
         """Whether we have tried to take the Lease. Until the answer arrives, we may hold it without knowing."""
         self._observation: tuple[object, float] = (None, float("-inf"))
         """The spec and claims of another holder's Lease, and when this process first saw them."""
+
+    @property
+    def room(self) -> int:
+        """How many characters the record on the Lease may have, beside the annotations that others put there."""
+        return int(min(LEASE_ROOM - self._others - len(ANNOTATION_CLAIMS), self._too_long - 1))
 
     @property
     def is_leader(self) -> bool:
@@ -179,7 +191,10 @@ class LeaderLease:
         failed_nodes: Mapping[str, FailedNode],
         consents: Mapping[str, Consent] | None = None,
     ) -> None:
-        """Replace what the Lease records by compare-and-swap. On return, we led at the write; LeaseLost if we do not."""
+        """Replace what the Lease records by compare-and-swap. On return, we led at the write; LeaseLost if we do not.
+
+        Raises Undone if the server accepts the write and stores something else.
+        """
         try:
             # A slow renewal may come first. It has its own limit, and leaves this write its whole time.
             async with self._lock, asyncio.timeout(self._patience):
@@ -188,7 +203,12 @@ class LeaderLease:
                     try:
                         written = claims_text(claims, self._claims_before, failed_nodes, consents)
                         await self._write({"renewTime": self._time()}, {ANNOTATION_CLAIMS: written})
+                        self._must_have(written)
                         return
+                    except Invalid as error:
+                        if _TOO_LONG.search(str(error)):
+                            self._too_long = min(self._too_long, len(written))
+                        raise
                     except Conflict:
                         await self._reread()
         except TimeoutError as error:
@@ -197,6 +217,13 @@ class LeaderLease:
             f"could not write claims to the Lease {self._name}: someone else changed it during each of"
             f" {CLAIM_ATTEMPTS} attempts"
         )
+
+    def _must_have(self, written: str) -> None:
+        if self._claims_before != written:
+            raise Undone(
+                f"the server does not keep what the operator writes: an admission webhook or policy changes annotation"
+                f" {ANNOTATION_CLAIMS} of leases {self._namespace}/{self._name}. Stop that program"
+            )
 
     async def _attempt(self, step: Callable[[], Awaitable[bool]], limit: Callable[[], float]) -> bool:
         """Run `step` alone within `limit` seconds, and return its result, or False and the reason in `error`.
@@ -360,6 +387,8 @@ class LeaderLease:
             self.consents, consent_error = parse_consents(written)
             self.claims_error = error or failed_error or consent_error
         self._claims_before = written or ""
+        annotations = texts(section(lease, "metadata").get("annotations"))
+        self._others = sum(len(key) + len(value) for key, value in annotations.items() if key != ANNOTATION_CLAIMS)
 
     def _left(self) -> float:
         return min(self._renewed_at, self._stop_read_at) + self._timing.deadline - self._clock()

@@ -54,6 +54,14 @@ def largest_requests(pod: JSON) -> Counter[str]:
     return largest
 
 
+def other_devices(pod: JSON) -> tuple[str, ...]:
+    """Return the extended resources that a pod requests and that are neither Kubernetes' own nor NVIDIA's, sorted."""
+    containers = (*entries(pod, "spec", "containers"), *entries(pod, "spec", "initContainers"))
+    asked = {name for one in containers for key in ("requests", "limits") for name in section(one, "resources", key)}
+    own = ("kubernetes.io/", "nvidia.com/")
+    return tuple(sorted(intern(name) for name in asked if "/" in name and not any(prefix in name for prefix in own)))
+
+
 def gpu_fractions(pod: JSON) -> tuple[str, int]:
     """Return the fraction of a GPU that the pod requests from KAI-Scheduler, as written, and of how many GPUs, or 0.
 
@@ -139,6 +147,7 @@ def pod_view(raw: JSON, resource_claims: Mapping[str, ClaimedDevices]) -> PodVie
         resources=resources,
         per_container=dict(largest_requests(raw)) if resources else {},
         init_gpus=any(map(container_requests, entries(raw, "spec", "initContainers"))),
+        other_devices=other_devices(raw),
         fractions=fractions,
         scheduler=intern(text(raw, "spec", "schedulerName")),
         dra=dra,

@@ -4,6 +4,7 @@ A program that keeps reverting our fields would otherwise be answered at full sp
 (docs/adr/0088-a-write-that-does-not-stick.md).
 """
 
+import re
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -36,10 +37,10 @@ REMEMBERED = 900.0
 UNTRACKED = frozenset({EVENTS.plural, LEASES.plural, PODS.plural})
 """Kinds that are not compared: nobody reads an Event back, the Lease is written by compare-and-swap alone, and the pods
 that the operator creates to test the scheduler are its own."""
-RECORDS = frozenset(
-    {names.ANNOTATION_FENCE, names.ANNOTATION_VERIFIED, names.ANNOTATION_DEFERRED, names.ANNOTATION_WRITTEN}
-)
-"""Annotations with a time, which differ in each write and so do not show that it wants something new."""
+MOST_TRIED = 20
+"""How many different values of a field others may undo before another new one waits, too."""
+_TIMES = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]+(?:Z|[+-]\d\d:\d\d)|(?<=:)\d{13}\b|(?<=\.)[0-9a-f]{11}\b")
+"""A time as the operator writes it: RFC 3339, and the milliseconds in the ids of requests and of changes."""
 _OTHERS = frozenset({*names.REQUESTS, names.LABEL_MIG_STATE})
 """Labels and annotations that the operator removes and others set again with good reason."""
 _WHOLE: Final = ("",)
@@ -54,13 +55,20 @@ _Key = tuple[Resource, str, str]
 
 @dataclass(slots=True)
 class _Fight:
-    """A value that others have undone: how often, who did it last, and when it may be written again."""
+    """A field that others undo: how often, who did it last, and when it may be written again."""
 
-    value: object
+    tried: set[object]
+    """The values that others have undone since people last asked for something else, without their times."""
+    wish: object
     times: int
     by: str
     last: float
     until: float
+
+    def holds(self, value: object, wish: object, now: float) -> bool:
+        if self.until <= now or wish != self.wish:
+            return False
+        return len(self.tried) >= MOST_TRIED or timeless(value) in self.tried
 
 
 @dataclass(slots=True)
@@ -71,8 +79,14 @@ class _Written:
     at: float = 0.0
     in_flight: int = 0
     """Writes that were sent and not answered. Their events may come first, and must not count as somebody else's."""
+    wish: object = None
+    """`ApiRequest.wish` of the last write."""
     fields: dict[Path, object] = field(default_factory=dict)
     fights: dict[Path, _Fight] = field(default_factory=dict)
+
+    def has(self, path: Path, value: object) -> bool:
+        """Whether the field has this value already, but for its times."""
+        return path in self.fields and timeless(self.fields[path]) == timeless(value)
 
 
 @dataclass(slots=True)
@@ -91,11 +105,9 @@ class Writes:
         now, sent = loop_time(), dict(_sent(request))
         if request.verb == "create":
             sent = {_WHOLE: None}
-        waits = {path: fight for path, fight in known.fights.items() if path in sent and fight.until > now}
-        held = {path for path, fight in waits.items() if fight.value == sent[path] or path[-1] in RECORDS}
-        anew = {path for path, value in sent.items() if path not in known.fields or known.fields[path] != value}
-        asked = {path for path in anew if path[-1] not in RECORDS} or anew
-        if held and asked <= held:
+        fights = [(path, fight) for path, fight in known.fights.items() if path in sent]
+        held = {path for path, fight in fights if fight.holds(sent[path], request.wish, now)}
+        if held and all(path in held or known.has(path, value) for path, value in sent.items()):
             worst = max(held, key=lambda path: known.fights[path].times)
             raise Undone(_tell(request, worst, known.fights[worst]))
 
@@ -117,6 +129,7 @@ class Writes:
         """Remember what the server accepted, and note the fields that it stored in another way."""
         known = self.objects.setdefault(key_of(request, answer), _Written())
         known.version, known.at = text(answer, "metadata", "resourceVersion"), loop_time()
+        known.wish = request.wish
         for path, value in _sent(request):
             if _holds(value, _value(answer, path)):
                 known.fields[path] = value
@@ -256,7 +269,17 @@ def _undone(known: _Written, path: Path, value: object, by: str) -> None:
     before = known.fights.get(path)
     times = before.times + 1 if before is not None and now - before.last < REMEMBERED else 1
     wait = min(LONGEST_WAIT, FIRST_WAIT * 2.0 ** min(times - 2, 10)) if times > 1 else 0.0
-    known.fights[path] = _Fight(value, times, by, now, now + wait)
+    tried = before.tried if before is not None and times > 1 and before.wish == known.wish else set()
+    known.fights[path] = _Fight(tried | {timeless(value)}, known.wish, times, by, now, now + wait)
+
+
+def timeless(value: object) -> object:
+    """Return a value to compare, without the times in it: that they differ does not show that it says anything new."""
+    if isinstance(value, Mapping):
+        return tuple((key, timeless(value[key])) for key in sorted(value))
+    if isinstance(value, list | tuple):
+        return tuple(map(timeless, value))
+    return _TIMES.sub("", value) if isinstance(value, str) else value
 
 
 def _find_writer(raw: JSON, path: Path) -> str:

@@ -18,7 +18,7 @@ from gpusharing.planning.pools.choice import choose, count_vain
 from gpusharing.planning.pools.holds import find_ended, find_stop, let_start, with_records
 from gpusharing.planning.pools.pool import Pool
 from gpusharing.planning.pools.waves import hold_together
-from gpusharing.planning.pools.writes import find_forgotten, find_resumed, share
+from gpusharing.planning.pools.writes import find_forgotten, find_resumed, find_space, share
 from gpusharing.planning.snapshot.actions import Action, WriteConfig, WriteRules
 from gpusharing.planning.snapshot.memo import Memo
 from gpusharing.planning.snapshot.memory import POLICIES, PassMemory, remember_seen
@@ -136,7 +136,8 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
     kept_claims = find_resumed(snapshot.claims, snapshot.nodes, verdicts, now) | uncertain_claims
     reserved = len(kept_claims)
     afterwards = find_afterwards(snapshot, members, pools, reserved=reserved)
-    choice, crowd_known = choose(snapshot, now, pools, members, afterwards, reserved=reserved, memo=memo)
+    space = find_space(snapshot, kept_claims, failed_nodes, consents)
+    choice, crowd_known = choose(snapshot, now, pools, members, afterwards, reserved=reserved, space=space, memo=memo)
     old = snapshot.old_views and f"the data about {snapshot.old_views} is out of date"
     # A pass for another reason must not put off the moment at which the shared looks are free again.
     poll = timedelta(seconds=settings.poll)
@@ -209,6 +210,7 @@ def _object(
 ) -> dict[str, Finding]:
     found = {name: one.request for name, one in terms.items() if isinstance(one.request, Finding)}
     found |= {name: of_policy(name, error) for name, error in unread.items()}
+    found |= {name: one.oversize for name, one in pools.items() if name not in found and one.oversize is not None}
     closed = ((name, pool.hours.closed) for name, pool in pools.items() if name not in found)
     return found | {name: why for name, why in closed if why is not None and why.reason is Reason.POLICY_NOT_JUDGED}
 

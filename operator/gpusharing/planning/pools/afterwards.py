@@ -36,8 +36,9 @@ from gpusharing.planning.snapshot.nvidia import StackView
 from gpusharing.planning.snapshot.podviews import NodeWork, Part, Scope
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView, PolicyView
 from gpusharing.planning.transition.cases import Member, calls_fail, explain_error
+from gpusharing.planning.transition.gates import find_other_divider
 from gpusharing.planning.transition.verdict import NodeCase, Verdict
-from gpusharing.planning.vocabulary.findings import Blocker, Finding, main_reason
+from gpusharing.planning.vocabulary.findings import Blocker, Finding, main_reason, merge
 from gpusharing.planning.vocabulary.reasons import Passes, Reason
 from gpusharing.planning.wanted.assess import Assessed
 from gpusharing.planning.wanted.pluginconfig import PluginConfig
@@ -288,6 +289,9 @@ def preview_of(
         return Preview(policy.version, work.listed_at)
     drain, scope = policy.spec.drain, change_scope(verdict, snapshot)
     pods, blockers = examine(work, drain, work.listed_at, scope=scope, afterwards=afterwards)
+    observed = snapshot.observed(verdict.node)
+    if (divider := find_other_divider(snapshot.nodes[verdict.node], observed, work, snapshot.stack)) is not None:
+        blockers = merge((divider, *blockers))
     return Preview(
         policy.version,
         work.listed_at,

@@ -23,8 +23,16 @@ from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView
 from gpusharing.planning.transition.attempts import failed_before, owed_for, was_rolled_back
 from gpusharing.planning.transition.cases import Member
 from gpusharing.planning.transition.fencing import marks_for, may_taint
+from gpusharing.planning.transition.gates import find_other_divider
 from gpusharing.planning.transition.verdict import NodeCase, Verdict
-from gpusharing.planning.vocabulary.findings import Blocker, Finding, ends_at, explain_blockers, main_reason
+from gpusharing.planning.vocabulary.findings import (
+    Blocker,
+    Finding,
+    ends_at,
+    explain_blockers,
+    main_reason,
+    merge,
+)
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
 from gpusharing.planning.wanted.assess import Assessed
@@ -279,6 +287,8 @@ def find_candidate(case: NodeCase, state: PassState, *, follows: bool = False) -
         pods = find_standings(work, drain, case.now, scope=case.scope, cordoned=False)
         return Candidate(case, assessed, look_at(case, before, pods, (awaited,)), pods, follows)
     pods, blockers = examine(work, drain, case.now, scope=case.scope, afterwards=state.afterwards)
+    if (divider := find_other_divider(case.node, case.observed, work, case.stack)) is not None:
+        blockers = merge((divider, *blockers))
     return Candidate(case, assessed, look_at(case, before, pods, blockers) if blockers else None, pods, follows)
 
 

@@ -18,6 +18,7 @@ from gpusharing.planning.pools.candidates import (
     find_candidate,
     find_mates,
     find_unlisted,
+    op_of,
     spare,
     stand,
     try_start,
@@ -33,8 +34,10 @@ from gpusharing.planning.pools.holds import (
 )
 from gpusharing.planning.pools.pool import Pool
 from gpusharing.planning.pools.waves import find_following, group, try_wave
+from gpusharing.planning.pools.writes import claim_size
 from gpusharing.planning.snapshot.memo import Memo
 from gpusharing.planning.snapshot.memory import FIRST_LOOKS, Look
+from gpusharing.planning.snapshot.records import LEASE_ROOM, Claim
 from gpusharing.planning.snapshot.views import ClusterSnapshot
 from gpusharing.planning.transition.attempts import is_tried_again
 from gpusharing.planning.transition.cases import Member, not_judged
@@ -43,6 +46,13 @@ from gpusharing.planning.transition.verdict import NodeCase, Verdict
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Reason
 
+LONGEST_CLAIM = 1300
+"""How many characters a claim has at most: the names of a node, which the wave repeats, and of a policy have 253."""
+NO_SPACE = Finding(
+    Reason.BUDGET_FULL,
+    f"the leader's Lease has no room for another claim, because its annotations may have {LEASE_ROOM // 1024} KiB;"
+    " waiting for a slot",
+)
 LOOKAHEAD = 2
 """How many candidates beyond the free slots have their pods listed. With them, blocked nodes do not stop the pool."""
 
@@ -190,12 +200,14 @@ def choose(
     afterwards: Afterwards,
     *,
     reserved: int,
+    space: int,
     memo: Memo,
 ) -> tuple[Selection, bool]:
     """Let every pool choose its next nodes, in the order of the policies' names.
 
     Also return whether the coming evictions on all nodes in flight are known; while they are not, candidates with a pod
-    that a budget guards wait. `reserved` slots of the operator-wide cap are kept.
+    that a budget guards wait. `reserved` slots of the operator-wide cap are kept, and `space` characters of the Lease
+    are left for claims.
     """
     chosen = Selection()
     waiting = [pool for _, pool in sorted(pools.items()) if pool.candidates]
@@ -214,12 +226,18 @@ def choose(
         if case.node.name in snapshot.memory.looks and (pool.limit > pool.used or case.newcomer)
     ]
     state = PassState.of(snapshot, now, afterwards, looked_at)
-    state.capped = find_capped(snapshot, members, reserved=reserved)
+    capped = find_capped(snapshot, members, reserved=reserved)
     for name in sorted(in_flight):
         if (look := state.add_in_flight(snapshot, members[name])) is not None:
             chosen.looks[name] = look
     for pool in waiting:
-        cap = snapshot.settings.max_in_flight - len(in_flight) - reserved - len(chosen.claims)
+        started = in_flight | chosen.claims.keys()
+        cap = snapshot.settings.max_in_flight - len(started) - reserved
+        left = space - sum(claim_size(name, claim) for name, claim in chosen.claims.items())
+        fitting = _count_fitting(pool, cap, left)
+        if not started and not reserved:
+            fitting = max(1, fitting)  # the server decides; otherwise none would ever start
+        cap, state.capped = (cap, capped) if cap <= fitting else (fitting, NO_SPACE)
         try:
             if (error := failed.get(pool.policy.name)) is not None:
                 raise error
@@ -233,6 +251,16 @@ def choose(
         if members[case.node.name].verdict.actions:
             chosen.verdicts[case.node.name] = with_gpunode(chosen.verdicts[case.node.name], case)
     return chosen, state.crowd_known
+
+
+def _count_fitting(pool: Pool, cap: int, space: int) -> int:
+    """Return how many claims of the pool's candidates, each as long as the longest can become, fit into `space`."""
+    if cap * LONGEST_CLAIM <= space:
+        return cap
+    first = max(pool.candidates, key=lambda case: len(case.node.name))
+    name, op = first.node.name, op_of(first)
+    version = pool.policy.version
+    return max(0, space // claim_size(name, Claim(first.node.uid, first.owner_name, op, f"{op}.{name}", version)))
 
 
 def _find_waits(chosen: Selection, memo: Memo) -> dict[str, Verdict]:

@@ -18,6 +18,7 @@ from gpusharing.planning.pools.candidates import CAP
 from gpusharing.planning.pools.pool import Pool, goes_on, is_for_a_person, name_keepers
 from gpusharing.planning.snapshot.records import (
     DIGEST,
+    LEASE_ROOM,
     ApprovedChange,
     Claim,
     Consent,
@@ -53,6 +54,11 @@ class Approvable:
     differs: tuple[str, ...] = ()
     """How the plan goes beyond what was approved last, for people. Empty if nothing was approved."""
 
+    @property
+    def size(self) -> int:
+        """How many characters of the Lease an approval takes."""
+        return sum(len(change.nodes) for change in self.changes)
+
 
 def propose(pool: Pool) -> Approvable:
     """Return the approved plan as long as nothing goes beyond it, else the present one."""
@@ -62,7 +68,11 @@ def propose(pool: Pool) -> Approvable:
         if not differs:
             return Approvable(consent.approved, consent.changes, policy.approved == consent.approved)
     else:
-        differs = (f"the policy asks for something else, revision {consent.revision}",) if consent.approved else ()
+        differs = (
+            (f"that plan is done, or the policy asks for something else, revision {consent.revision}",)
+            if consent.approved
+            else ()
+        )
     changes = _collect(pool.members, policy)
     text = f"{policy.uid}/{policy.version.revision}/{consent.approved}/{changes}"
     shown = sha256(text.encode()).hexdigest()[:LENGTH]
@@ -295,6 +305,8 @@ def _find_holds(pool: Pool) -> Iterator[Finding]:
     canary = found if isinstance(found := find_canary(pool), Finding) else None
     if canary is not None and canary.reason is Reason.CANARY_TOO_LARGE:
         yield canary
+    if pool.oversize is not None:
+        yield pool.oversize
     if rollout.approval == "Manual" and not (plan := propose(pool)).approved:
         if plan.differs:
             old = f", and the plan goes beyond {pool.agreed.approved}, which was approved: {'; '.join(plan.differs[:MOST_SHOWN])}"
@@ -349,15 +361,14 @@ def find_failed(pool: Pool) -> dict[str, str]:
     return {**pool.failed_before, **failing}
 
 
-MOST_DIGESTS = 2500
-"""How many nodes may be on record as approved or seen, over all policies, because the Lease has room for no more. What
-does not fit is not remembered: an approval of such a plan then lasts only until its next node is done."""
+DIGESTS_SHARE = 2
+"""The part of the Lease for nodes that are on record as approved or seen: at most one in so many characters."""
 
 
-def agree(pool: Pool, room: int = MOST_DIGESTS * DIGEST) -> Consent | None:
+def agree(pool: Pool, room: int = LEASE_ROOM // DIGESTS_SHARE) -> Consent | None:
     """Return what people have agreed to after this pass. `pool.consent` is what they had agreed to before it.
 
-    What needs more characters than `room` is not remembered.
+    What needs more characters than `room` is not remembered, and `find_oversize` says so first.
     """
     policy = pool.policy
     if policy.spec is None or not (pool.consent is not None or policy.approved or policy.resumed):
@@ -365,13 +376,37 @@ def agree(pool: Pool, room: int = MOST_DIGESTS * DIGEST) -> Consent | None:
     failed, consent = find_failed(pool), pool.agreed
     seen = digests_in(consent.seen) & {digest_of(uid) for uid in failed}
     new = consent = replace(consent, seen="".join(sorted(seen)))
-    plan = propose(pool) if policy.spec.rollout.approval == "Manual" else None
+    plan = propose(pool) if _asks(pool) else None
     if plan is not None and plan.approved and plan.changes:
         new = replace(new, approved=plan.hash, changes=plan.changes)
     if (halt := find_halt(pool)) is not None and policy.resumed == halt[0]:
         new = replace(new, resumed=halt[0], seen="".join(sorted(map(digest_of, failed))))
-    new = new if _size(new) <= room else consent
+    if _size(new) > room:  # of what is known already, the approval goes last
+        new = consent if _size(consent) <= room else replace(consent, changes=())
     return None if new == Consent(new.revision) else new
+
+
+def _asks(pool: Pool) -> bool:
+    return pool.policy.spec is not None and pool.spec.rollout.approval == "Manual"
+
+
+def _is_done(member: Member) -> bool:
+    assessed = member.case.assessed
+    return member.node.fence is None and assessed is not None and assessed.mismatch is None
+
+
+def find_oversize(pool: Pool, room: int) -> Finding | None:
+    """Return why an approval of the policy's plan could not be kept in `room` characters of the Lease, if so."""
+    if not _asks(pool) or pool.agreed.changes:
+        return None
+    if len(pool.members) * DIGEST <= room or (plan := propose(pool)).size <= room:
+        return None
+    message = (
+        f"spec.rollout.approval is Manual, and the plan has {counted(plan.size // DIGEST, 'node')}; the operator can"
+        f" remember an approval of {max(0, room // DIGEST)} more. Split the pool into several policies, or set"
+        " spec.rollout.approval to Automatic"
+    )
+    return Finding(Reason.APPROVAL_TOO_LARGE, message)
 
 
 def _size(consent: Consent) -> int:
@@ -479,14 +514,22 @@ def with_records(
     """Return the pools with what is on record about them, and the failures and consents to record after this pass."""
     recorded = {**find_gone(snapshot.claims, snapshot.nodes), **snapshot.failed_nodes}
     found, failures, consents = dict[str, Pool](), dict[str, FailedNode](), dict[str, Consent]()
-    room = MOST_DIGESTS * DIGEST
     for name, bare in pools.items():
         failed, earlier = count_failures(bare, recorded)
         failures |= dict(sorted(failed.items())[: MOST - len(failures)])
-        uid = bare.policy.uid
-        pool = replace(bare, failed_before=earlier, consent=snapshot.consents.get(uid))
+        found[name] = replace(bare, failed_before=earlier, consent=snapshot.consents.get(bare.policy.uid))
+    room = snapshot.lease_room // DIGESTS_SHARE
+    crowded = sum(_size(one.agreed) or len(one.members) * DIGEST for one in found.values() if _asks(one)) > room
+
+    def last(name: str) -> tuple[bool, bool]:
+        # An approval that has nothing left to allow but corrections of drift gets what the others leave.
+        pool = found[name]
+        return crowded and all(map(_is_done, pool.members)), not pool.agreed.changes
+
+    for name in sorted(found, key=last):
+        pool = replace(found[name], oversize=find_oversize(found[name], room))
         if (consent := agree(pool, room)) is not None:
-            consents[uid] = consent
+            consents[pool.policy.uid] = consent
             room -= _size(consent)
         found[name] = replace(pool, consent=consent)
     return found, failures, consents

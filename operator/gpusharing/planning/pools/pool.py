@@ -16,6 +16,7 @@ from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.transition.cases import Member, calls_fail, of_policy
 from gpusharing.planning.transition.fencing import tell_foreign
 from gpusharing.planning.transition.verdict import NodeCase, Verdict
+from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Reason
 
 MOST = 3
@@ -100,6 +101,8 @@ class Pool:
     failed_before: Mapping[str, str] = field(default_factory=dict)
     """By UID the nodes, as messages name them, whose failure is known only from the record (`count_failures`)."""
     consent: Consent | None = None
+    oversize: Finding | None = None
+    """Why the Lease has no room for an approval of the plan (`find_oversize`)."""
     hours: Hours = UNJUDGED
     """What the windows allow, or UNJUDGED, which lets no node start, before `with_hours` has computed it."""
     now: datetime = EARLIEST

@@ -1,5 +1,6 @@
 """What is written for all nodes together: configuration, finalizers, claims, and the end of a reset?"""
 
+import json
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -16,7 +17,7 @@ from gpusharing.planning.snapshot.actions import (
     WriteClasses,
     WriteConfig,
 )
-from gpusharing.planning.snapshot.records import Claim, Consent, FailedNode, Fence
+from gpusharing.planning.snapshot.records import Claim, Consent, FailedNode, Fence, SpecVersion
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView
 from gpusharing.planning.stack.mps import plan_repair
 from gpusharing.planning.stack.pointers import plan_pointers
@@ -27,6 +28,68 @@ from gpusharing.planning.wanted.objects import plan_rules
 
 CLOCKS = timedelta(seconds=1.5)
 """How far the clocks of two processes may differ. Each was set from a Date header with whole seconds (kube.clock)."""
+
+
+_FRAME = '{"v":1,"claims":{},"failedNodes":{},"consents":{}}'
+_CLAIM = '"":{"nodeUid":"","policy":"","op":"","wave":"","version":{"uid":"","revision":""}},'
+_FAILURE = '"":{"node":"","version":{"uid":"","revision":""},"gone":true},'
+_CONSENT = '"":{"revision":"","approved":"","changes":[],"resumed":"","seen":""},'
+_CHANGE = '{"disruption":"","target":,"nodes":""},'
+"""The parts of the record on the Lease (`kube.fence.claims_text`) without their values, to tell its size."""
+
+
+def size_of(
+    claims: Mapping[str, Claim], failed_nodes: Mapping[str, FailedNode], consents: Mapping[str, Consent]
+) -> int:
+    """Return how many characters the record on the Lease has at most. Keys of a newer operator are not counted."""
+    size = len(_FRAME) + sum(claim_size(name, claim) for name, claim in claims.items())
+    for uid, failed in failed_nodes.items():
+        size += len(_FAILURE) + len(uid) + len(failed.node) + _length(failed.version)
+    for uid, one in consents.items():
+        size += len(_CONSENT) + sum(map(len, (uid, one.revision, one.approved, one.resumed, one.seen)))
+        for change in one.changes:
+            size += len(_CHANGE) + sum(map(len, (change.disruption, json.dumps(change.target), change.nodes)))
+    return size
+
+
+def claim_size(node: str, claim: Claim) -> int:
+    return (
+        len(_CLAIM) + sum(map(len, (node, claim.node_uid, claim.policy, claim.op, claim.wave))) + _length(claim.version)
+    )
+
+
+def _length(version: SpecVersion | None) -> int:
+    return len(version.uid) + len(version.revision) if version is not None else 0
+
+
+def find_space(
+    snapshot: ClusterSnapshot,
+    kept: Mapping[str, Claim],
+    failed_nodes: Mapping[str, FailedNode],
+    consents: Mapping[str, Consent],
+) -> int:
+    """Return how many characters are left on the Lease for claims of nodes that start now.
+
+    Claims of nodes in flight count as long as they become past the point of no return.
+    """
+    claims = {
+        name: replace(Claim.of(snapshot.nodes[name].uid, fence), version=fence.version)
+        for name, fence in snapshot.fences.items()
+    }
+    return snapshot.lease_room - size_of({**kept, **claims}, failed_nodes, consents)
+
+
+def fit(claims: Mapping[str, Claim], fences: Collection[str], excess: int) -> dict[str, Claim]:
+    """Return the claims without as many of nodes with a fence, which holds the slot too, as have `excess` characters.
+
+    Those past the point of no return go last: a Node that is deleted then no longer counts as failed.
+    """
+    left = dict(claims)
+    for name in sorted(claims.keys() & fences, key=lambda name: (claims[name].version is not None, name)):
+        if excess <= 0:
+            break
+        excess -= claim_size(name, left.pop(name))
+    return left
 
 
 def share(
@@ -48,7 +111,10 @@ def share(
         for name, fence in fences.items()
     }
     claims |= unfenced
-    actions += plan_finalizers(pools, claims.values(), [nodes[name] for name in fences], verdicts)
+    every = claims
+    if (excess := size_of(claims, failed_nodes, consents) - snapshot.lease_room) > 0:
+        claims = fit(claims, fences, excess)
+    actions += plan_finalizers(pools, every.values(), [nodes[name] for name in fences], verdicts)
     recorded = (dict(snapshot.claims), dict(snapshot.failed_nodes), dict(snapshot.consents))
     if (claims, failed_nodes, consents) != recorded:
         actions.append(SetClaims(claims, failed_nodes, consents))

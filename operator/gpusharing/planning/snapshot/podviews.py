@@ -104,6 +104,8 @@ class PodView:
     init_gpus: bool = False
     """Whether one of its init containers, sidecars included, requests a GPU resource. The kubelet's podresources name no
     devices of init containers, or only those of sidecars (v1.36.3 pkg/kubelet/apis/podresources/server_v1.go)."""
+    other_devices: tuple[str, ...] = ()
+    """The extended resources that its containers request and that are not NVIDIA's, sorted."""
     fractions: int = 0
     """Of how many GPUs it requests a fraction from KAI-Scheduler, by its annotations."""
     scheduler: str = ""

@@ -263,6 +263,11 @@ class Claim:
         return replace(claim, version=fence.version)
 
 
+LEASE_ROOM = 256 * 1024
+"""How many characters all annotations of an object may have together (apimachinery v0.36.3
+pkg/api/validation/objectmeta.go, TotalAnnotationSizeLimitB). A Lease with more is refused as a whole."""
+
+
 @value
 class ApprovedChange:
     """Nodes of an approved plan that get the same layout with the same disruption."""

@@ -25,6 +25,7 @@ from gpusharing.planning.snapshot.nvidia import NodeDevices, Operand, Program, S
 from gpusharing.planning.snapshot.podviews import Holder, NodeWork, Taint
 from gpusharing.planning.snapshot.records import (
     CLOCK_ERROR,
+    LEASE_ROOM,
     Claim,
     Consent,
     Deferred,
@@ -415,6 +416,8 @@ class ClusterSnapshot:
     """The recorded failures by UID of the Node, whether or not the Node still exists."""
     consents: Mapping[str, Consent] = field(default_factory=dict)
     """By UID of the policy."""
+    lease_room: int = LEASE_ROOM
+    """How many characters claims, failures and consents may have together on the Lease."""
     agent_troubles: Mapping[str, Finding | None] = field(default_factory=dict)
     """Why no agent is Ready on the nodes that are not in `agents` (`find_troubles`)."""
     mig_failures: Mapping[str, str] = field(default_factory=dict)

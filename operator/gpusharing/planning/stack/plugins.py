@@ -26,6 +26,7 @@ GKE_GPU, GKE_WITHOUT_PLUGIN = "cloud.google.com/gke-accelerator", "gke-no-defaul
 """Labels of GKE. The first is on nodes with a GPU. With the value `true`, the second keeps GKE's own device plugin off
 a node."""
 HAMI, HAMI_STATE = "hami.io/node-nvidia-register", "hami.io/node-handshake"
+DAS = "instaslice.redhat.com/managed"
 AKS, AUTO_MODE = "kubernetes.azure.com/dcgm-exporter", "eks.amazonaws.com/compute-type"
 
 
@@ -91,6 +92,11 @@ OTHERS: Mapping[str, OtherPlugin] = {
     # Amazon EKS user guide, "Deploy an accelerated workload": it runs automatically and is not a DaemonSet.
     "the device plugin of EKS Auto Mode": OtherPlugin(f"label {AUTO_MODE}=auto",
         "use a node group without Auto Mode", marked=lambda labels, annotations: labels.get(AUTO_MODE) == "auto"),
+    # openshift/instaslice-operator: its webhook turns nvidia.com/mig-* of a pod into mig.das.com/mig-*, and its daemon
+    # makes the instances when the pod starts, on the nodes with this label. Deprecated in OpenShift 4.22.
+    "OpenShift's Dynamic Accelerator Slicer": OtherPlugin(f"label {DAS}=true or resources mig.das.com/*",
+        "remove the slicer from these nodes, then run: ", ("mig.das.com/",),
+        lambda labels, annotations: labels.get(DAS) == "true", ("kubectl label node", f"{DAS}-")),
 }  # fmt: skip
 """The known plugins, by their names in messages."""
 RESOURCES = tuple(prefix for one in OTHERS.values() for prefix in one.resources)

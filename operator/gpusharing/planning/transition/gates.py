@@ -11,10 +11,13 @@ from typing import TypeAlias
 
 from gpusharing.api import names
 from gpusharing.api.names import Mode
+from gpusharing.planning.drain.pods import holds_gpu
 from gpusharing.planning.gpus.drivers import find_driver_flaw, find_hanging
 from gpusharing.planning.snapshot.memory import DRIFTS, WITHDRAWN
-from gpusharing.planning.snapshot.views import ClusterSnapshot, PolicyView
-from gpusharing.planning.stack.effects import RESTART_PLUGIN, tell_clients
+from gpusharing.planning.snapshot.nvidia import StackView
+from gpusharing.planning.snapshot.podviews import NodeWork
+from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView, ObservedView, PolicyView
+from gpusharing.planning.stack.effects import RESTART_PLUGIN, compare_config, tell_clients
 from gpusharing.planning.stack.mps import add_repair
 from gpusharing.planning.stack.plugins import explain_plugin
 from gpusharing.planning.stack.requirements import (
@@ -36,10 +39,11 @@ from gpusharing.planning.transition.attempts import (
 from gpusharing.planning.transition.fencing import tell_foreign
 from gpusharing.planning.transition.verdict import NodeCase
 from gpusharing.planning.vocabulary.commands import Command
-from gpusharing.planning.vocabulary.findings import Finding
+from gpusharing.planning.vocabulary.findings import Blocker, Finding
+from gpusharing.planning.vocabulary.lengths import some
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.assess import Assessed, find_owned
-from gpusharing.planning.wanted.target import Target
+from gpusharing.planning.wanted.target import Target, describe_layouts, find_last_proven
 from gpusharing.planning.wanted.verify import (
     Comparison,
     find_exclusive,
@@ -198,6 +202,37 @@ def _needs_mig_manager(case: NodeCase) -> bool:
     if (assessed := case.assessed) is None:
         return case.spec is not None and case.spec.mode is Mode.MIG
     return any(case.actuator.needs_mig_manager(case, target) for target in (assessed.goal, assessed.target))
+
+
+def find_other_divider(
+    node: NodeView, observed: ObservedView | None, work: NodeWork, stack: StackView
+) -> Blocker | None:
+    """Return that somebody else seems to divide the node's GPUs: the last gate, because it needs a LIST of the pods.
+
+    Instances that neither the node's configuration nor its last proof explains may be hand-made. Beside a pod that runs
+    with devices of another plugin, they may be what it runs on, and a change would remove them.
+    """
+    if observed is None or not any(observed.hardware.layouts):
+        return None
+    answered = node.verified.retry if node.verified is not None else ""
+    pods = [pod for pod in work.pods if pod.phase == "Running" and pod.other_devices and not holds_gpu(pod)]
+    if not pods or is_new_value(node.retry, answered):
+        return None
+    last, layouts = find_last_proven(node, observed, stack), observed.hardware.layouts
+    proven = isinstance(last, Target) and last.layouts == layouts
+    if proven or not compare_config(node.labels.get(names.LABEL_MIG_CONFIG, ""), observed.hardware, stack)[0]:
+        return None
+    used = some(sorted({name for pod in pods for name in pod.other_devices}))
+    # The command comes first, because the rest of a long message is cut.
+    found = add_retry(
+        Finding(Reason.DIVIDED_ELSEWHERE, "Somebody else seems to divide the GPUs"),
+        node.name,
+        answered,
+        ". To have the instances replaced all the same, run",
+    )
+    seen = f"{used} is not NVIDIA's, and nothing of the operator or mig-manager explains {describe_layouts(layouts)}"
+    refs = tuple(sorted(pod.ref for pod in pods))
+    return Blocker(Reason.DIVIDED_ELSEWHERE, refs, message=f"{found.message}. Seen: {seen}")
 
 
 def target_gates(case: NodeCase, assessed: Assessed) -> Iterator[Gate]:

@@ -162,9 +162,13 @@ class Reason(StrEnum):
         "not start one.",
         "Run the command in the message if the node should serve GPUs, or narrow the node selector.")
     FOREIGN_DEVICE_PLUGIN = (("ForeignDevicePlugin", "Node", _PERSON, "foreign"),
-        "A device plugin from HAMi, Volcano or a cloud provider serves the node's GPUs. It ignores the labels that "
+        "A device plugin from HAMi, Volcano, OpenShift or a cloud provider serves the node's GPUs. It ignores the labels that "
         "this operator writes, so a change could neither take effect nor be proven. The operator does not start one.",
         "Follow the instructions in the message to hand the node over to NVIDIA's plugin, or narrow the node selector.")
+    DIVIDED_ELSEWHERE = (("DividedElsewhere", "Node", _PERSON, "foreign"),
+        "The GPUs have MIG instances that neither the node's configuration nor an earlier proof explains, and a pod "
+        "runs with devices of another device plugin. A change would remove what that pod may run on, so none starts.",
+        "Find out what makes the instances, and exclude the node from the policy; or run the command in the message.")
     WORKLOAD_CONFIG = (("WorkloadConfig", "Node", _PERSON, "node", Mark.UNSUPPORTED),
         "The label nvidia.com/gpu.workload.config reserves the node's GPUs for virtual machines. The operator does not "
         "start a change.",
@@ -717,6 +721,10 @@ class Reason(StrEnum):
         "fail. Alongside NVIDIA's device-plugin chart, it also cannot pause the device plugin.",
         "Upgrade mig-manager. Under the GPU Operator, you can instead use a profile that only one card of the node "
         "has, or one that is identical on all of them.")
+    APPROVAL_TOO_LARGE = (("ApprovalTooLarge", "Accepted", _PERSON, "policy"),
+        "spec.rollout.approval is Manual, and the plan names more nodes than the leader's Lease has room for, about "
+        "26,000 over all policies. An approval would be forgotten when the first node is done.",
+        "Split the pool into several policies that are approved one after the other, or set approval: Automatic.")
     NO_NODES = (("NoNodes", "Accepted", _LATER, "policy"),
         "The node selector matches no node.",
         "Label the nodes of the pool, or correct spec.nodeSelector.")
