@@ -3,6 +3,7 @@
 python -m tests.agent.nvml_process partition GPU PROFILE...   MIG on, instances with a full compute instance
 python -m tests.agent.nvml_process destroy GPU                destroys its instances; the error's name, or null
 python -m tests.agent.nvml_process read                       the adapter's reading as JSON
+python -m tests.agent.nvml_process read-without GPU           the same, while that GPU is left alone
 python -m tests.agent.nvml_process report                     what the agent reports of it, as JSON
 python -m tests.agent.nvml_process read-anew                  the same, of an adapter that knows no card yet
 python -m tests.agent.nvml_process read-blind                 the same, as process 1 of a PID namespace of its own
@@ -14,6 +15,7 @@ import asyncio
 import json
 import sys
 import time
+from collections.abc import Collection
 from dataclasses import asdict
 
 import pynvml
@@ -69,10 +71,10 @@ def destroy(index: int) -> str | None:
     return None
 
 
-def read(library: NVML = LIBRARY) -> object:
+def read(library: NVML = LIBRARY, leave: Collection[int] = ()) -> object:
     """One reading, or why there is none."""
     try:
-        reading = library.read()
+        reading = library.read(leave)
     except LibraryError as error:
         return {"error": f"{error.reason}: {error}"}
     return asdict(reading)
@@ -80,7 +82,7 @@ def read(library: NVML = LIBRARY) -> object:
 
 async def hang() -> object:
     read = in_background(LIBRARY, 0.2, time.monotonic, lambda: None, new_worker())
-    answers = [await read(Request(id="r1")), await read(Request(id="r2"))]
+    answers = [await read(Request(id="r1"), ()), await read(Request(id="r2"), ())]
     return [f"{error.reason}: {error}" for _, error, _ in answers if isinstance(error, LibraryError)]
 
 
@@ -93,6 +95,8 @@ def do(arguments: list[str]) -> object:
             return destroy(int(gpu))
         case ["read"]:
             return read()
+        case ["read-without", gpu]:
+            return read(leave=(int(gpu),))
         case ["report"]:
             return to_wire(Observation.after(Request("r1"), LIBRARY.read(), simulated=False))
         case ["read-anew"]:

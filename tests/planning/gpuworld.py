@@ -2,7 +2,7 @@
 The kubelet's device manager gives a device to one pod until the pod is gone (docs/design/drain.md#p21); mig-manager makes the instances of a GPU anew only if their counts are wrong, or those of all GPUs if one has the wrong MIG mode. What is made anew at the same place has the same UUID (docs/adr/0093-only-the-gpus-that-change.md)."""
 
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from types import MappingProxyType
@@ -14,7 +14,7 @@ from tests.planning.machines import Labels, NodeMachine
 from tests.planning.world import World
 
 from gpusharing.api import names
-from gpusharing.planning.gpus.geometry import resource_name
+from gpusharing.planning.gpus.geometry import Layout, resource_name
 from gpusharing.planning.snapshot.actions import Action, Actuate, Release
 from gpusharing.planning.snapshot.nvidia import StackView
 from gpusharing.planning.snapshot.podviews import Holder
@@ -50,6 +50,10 @@ class GpuMachine(NodeMachine):
     computes: bool = True
     loses_mode: bool = False
     """A GPU loses its MIG mode before the next run, which then makes all instances anew at their places. The driver refuses that while a process is on one of them."""
+    collides: bool = True
+    """The agent, where it may read, does so at the very moment when mig-manager changes the GPUs."""
+    opens: frozenset[int] = frozenset()
+    """The GPUs that the agent reads at present."""
     silent: bool = False
     """The kubelet does not tell the agent who holds what."""
     serves: bool = True
@@ -59,10 +63,22 @@ class GpuMachine(NodeMachine):
     unnamed: set[str] = field(default_factory=set)
     elsewhere: dict[str, int] = field(default_factory=dict)
     """The GPU that a pod uses without having asked for it, by UID."""
+    ours: bool = False
+    """A change of the operator's is under way, which has asked the agent to keep off."""
+
+    def mig_manager(self, node: NodeView, stack: StackView) -> Labels:
+        self.ours = node.fence is not None
+        return super().mig_manager(node, stack)
+
+    def _is_held_open(self, wanted: Sequence[Layout | None]) -> bool:
+        """An open NVML makes a change of the MIG mode fail, and one that has opened an instance its destruction (docs/design/nvidia.md#a9)."""
+        changed = {index for index, layout in enumerate(wanted) if layout != self.layouts[index]}
+        affected = self.opens if self.loses_mode or self.switches(wanted) else self.opens & changed
+        return self.ours and self.collides and bool(affected)
 
     def _end_run(self, stack: StackView) -> Labels:
-        temper = self.temper
-        if self.loses_mode and self.computes and self.held:
+        temper, wanted = self.temper, self.wanted(self.running, stack)
+        if (self.loses_mode and self.computes and self.held) or (wanted is not None and self._is_held_open(wanted)):
             self.temper = "fails"
         labels = super()._end_run(stack)
         self.temper, self.loses_mode = temper, False
@@ -87,6 +103,9 @@ class GpuMachine(NodeMachine):
     def agent(self, gpunode: GPUNodeView, pods: int, allocated: Mapping[str, int]) -> GPUNodeView:
         """As the others, with who holds what if the request asks for that, also while NVML is closed."""
         after = super().agent(gpunode, 0, allocated)
+        closed = after.answer is not None and after.answer.quiet
+        left = frozenset(gpunode.quiet_gpus or range(4)) if closed else frozenset()
+        self.opens = frozenset(range(4)) - left
         if (seen := after.observed) is None:
             return after
         holders = None
