@@ -210,6 +210,15 @@ def test_the_agent_reads_the_kept_gpus_during_the_run_and_the_proof_is_as_strict
     assert (gpunode.quiet, gpunode.quiet_gpus, sorted(machine.opens)) == (False, (), [0, 1, 2, 3])
 
 
+def test_a_kept_pod_that_a_restarted_kubelet_does_not_admit_again_holds_up_no_proof() -> None:
+    world = past_pnr()
+    done = len(world.done)
+    change_pod(world, 3, phase="Failed")
+    assert world.settle().verdicts[NODE].phase is Phase.SYNCED
+    assert not evictions(world, done)
+    assert sorted(gpus_of(world, NODE).values()) == [0, 2]
+
+
 def test_a_change_that_comes_to_concern_all_gpus_closes_nvml_on_all_of_them() -> None:
     world = past_pnr()
     world.machine(NODE).temper = "fails"
