@@ -187,7 +187,7 @@ def _proven_idle(world: "World", node: NodeView, *, reboot: bool, what: str) -> 
     hold(is_closed(node), f"(b) {what} on a schedulable node")
     hold(not node.deleting, f"(b) {what} on a node that is going")
     gpunode = world.gpunodes.get(node.name)
-    quiet = gpunode is not None and gpunode.answer is not None and gpunode.answer.quiet
+    quiet = gpunode is not None and gpunode.observed is not None and gpunode.observed.quiet
     hold(quiet, f"(b) {what} while the agent has NVML open")
     alone = gpunode.quiet_gpus if gpunode is not None else ()
     hold(alone in ((), emptied(node.fence)), f"(b) {what} while the agent leaves alone only GPUs {alone}")
