@@ -58,8 +58,8 @@ class Request(WireRecord):
     holders: bool = False
     """Asks the agent to report which pods hold which GPUs, for a policy whose drain.scope is Changed."""
     quiet_gpus: Annotated[tuple[int, ...], Limits(max_length=64)] = ()
-    """Limits quiet to these GPUs, by index: the agent goes on reading the others for its metrics, because a new MIG
-    geometry needs no NVML client gone from another GPU. Empty if quiet is about all GPUs."""
+    """Indexes of the only GPUs that quiet is about, or empty if it is about all: the agent goes on reading the others for
+    its metrics, because a new MIG geometry needs no NVML client gone from another GPU."""
 
 
 @dataclass(frozen=True, slots=True)
