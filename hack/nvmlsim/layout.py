@@ -205,6 +205,7 @@ class SimState(Structure):
         ("gpus", SimGpu * MAX_GPUS),
         ("processes", SimProcess * MAX_PROCESSES),
         ("clients", c_uint32 * MAX_CLIENTS),  # pids that attached to the GPUs; 0 if the slot is free
+        ("client_migs", c_uint32 * MAX_CLIENTS),  # bits of the GPUs of which each has opened a MIG device
         ("faults", SimFault * MAX_FAULTS),
         ("events", SimEvent * MAX_EVENTS),
     )

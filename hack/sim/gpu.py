@@ -8,7 +8,7 @@ device that it may not open, so none that is newer than it, and no process of an
 
 import threading
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -141,22 +141,25 @@ class SimulatedGPUs:
 
     # --- the agent's side -------------------------------------------------------------------------------
 
-    def read(self) -> Reading:
+    def read(self, leave: Collection[int] = ()) -> Reading:
         """Return a reading with the rights of the agent's container."""
-        return self._read(self._container)
+        return self._read(self._container, leave)
 
     def read_as_operand(self) -> Reading:
         """Return a reading with all rights, as one of NVIDIA's operands reads."""
         return self._read(ALL_RIGHTS)
 
-    def _read(self, container: Container) -> Reading:
+    def _read(self, container: Container, leave: Collection[int] = ()) -> Reading:
         with self.client():
             self.readings += 1
             self._hang.wait()
             with self._lock:
                 if self._failure is not None:
                     raise self._failure
-                gpus = tuple(gpu_as_seen(_observed(gpu), container) for gpu in self._gpus)
+                gpus = tuple(
+                    GPU(gpu.index, access="Failed") if gpu.index in leave else gpu_as_seen(_observed(gpu), container)
+                    for gpu in self._gpus
+                )
                 use = use_of(gpus, [gpu.card for gpu in self._gpus], self.uses)
                 virtual: Literal["PassThrough", "None"] = "PassThrough" if self.is_guest else "None"
                 models = {gpu.product: replace(_model(gpu), virtualization=virtual) for gpu in self._gpus}

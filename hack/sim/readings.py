@@ -7,7 +7,7 @@ Only a reading that hangs on purpose gets one, and it counts as an open NVML cli
 import asyncio
 import threading
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Any, Protocol, TypeAlias, TypeVar
 
@@ -107,8 +107,8 @@ class ChangedReading:
         self._gpus = gpus
         self.change: Change = ODDITIES["as-it-is"]
 
-    def read(self) -> Reading:
-        return self.change(self._gpus.read())
+    def read(self, leave: Collection[int] = ()) -> Reading:
+        return self.change(self._gpus.read(leave))
 
 
 def _new_card(reading: Reading) -> Reading:

@@ -19,6 +19,7 @@ import threading
 import time
 import tracemalloc
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +49,11 @@ class Library(NVML):
     hanging = False
     stuck: threading.Thread | None = None
 
-    def read(self) -> Reading:
+    def read(self, leave: Collection[int] = ()) -> Reading:
         if self.hanging:
             self.stuck = threading.current_thread()
             HANGING.add(self.stuck)
-        return super().read()
+        return super().read(leave)
 
 
 class Hands:

@@ -5,6 +5,7 @@ python -m tests.agent.nvml_process put GPU PROFILE [SLICES...] one more instance
 python -m tests.agent.nvml_process shuffle GPU SEED           MIG on, then instances and parts of them come and go
 python -m tests.agent.nvml_process destroy GPU                destroys its instances; the error's name, or null
 python -m tests.agent.nvml_process read                       the adapter's reading as JSON
+python -m tests.agent.nvml_process read-without GPU           the same, while that GPU is left alone
 python -m tests.agent.nvml_process report                     what the agent reports of it, as JSON
 python -m tests.agent.nvml_process read-anew                  the same, of an adapter that knows no card yet
 python -m tests.agent.nvml_process read-blind                 the same, as process 1 of a PID namespace of its own
@@ -17,7 +18,7 @@ import json
 import random
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from typing import Any
@@ -121,10 +122,10 @@ def destroy(index: int) -> str | None:
     return None
 
 
-def read(library: NVML = LIBRARY) -> object:
+def read(library: NVML = LIBRARY, leave: Collection[int] = ()) -> object:
     """One reading, or why there is none."""
     try:
-        reading = library.read()
+        reading = library.read(leave)
     except LibraryError as error:
         return {"error": f"{error.reason}: {error}"}
     return asdict(reading)
@@ -132,7 +133,7 @@ def read(library: NVML = LIBRARY) -> object:
 
 async def hang() -> object:
     read = in_background(LIBRARY, 0.2, time.monotonic, lambda: None, new_worker())
-    answers = [await read(Request(id="r1")), await read(Request(id="r2"))]
+    answers = [await read(Request(id="r1"), ()), await read(Request(id="r2"), ())]
     return [f"{error.reason}: {error}" for _, error, _ in answers if isinstance(error, LibraryError)]
 
 
@@ -152,6 +153,8 @@ def do(arguments: list[str]) -> object:
             return destroy(int(gpu))
         case ["read"]:
             return read()
+        case ["read-without", gpu]:
+            return read(leave=(int(gpu),))
         case ["report"]:
             return to_wire(Observation.after(Request("r1"), LIBRARY.read(), simulated=False))
         case ["read-anew"]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
@@ -143,14 +144,14 @@ async def test_an_unexpected_error_of_a_write_is_retried_with_a_growing_wait() -
 class Ending:
     simulated = True
 
-    def read(self) -> Reading:
+    def read(self, leave: Collection[int] = ()) -> Reading:
         raise SystemExit(3)
 
 
 async def test_an_end_of_the_process_is_no_error_to_go_on_after() -> None:
     read = in_background(Ending(), 60.0, asyncio.get_running_loop().time, lambda: None, in_daemon_thread)
     with pytest.raises(SystemExit):
-        await read(Request("r1"))
+        await read(Request("r1"), ())
 
 
 async def test_an_agent_whose_first_turn_fails_says_so_and_a_signal_ends_it() -> None:

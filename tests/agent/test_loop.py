@@ -135,6 +135,83 @@ async def test_quiet_reads_once_more_and_then_keeps_the_library_closed(bench: Be
         assert (observed.quiet, observed.gpus[0].mig) == (False, "Enabled")
 
 
+@pytest.fixture
+def divided() -> Bench:
+    """Two GPUs with an instance each, and a process on the second."""
+    bench = Bench(H100, H100)
+    for gpu in range(2):
+        bench.gpus.set_mig_mode(gpu, on=True)
+        bench.gpus.create(gpu, "3g.40gb")
+    bench.gpus.add_process(1, "python3", 4242, bench.gpus.look()[1].instances[0].uuid)
+    return bench
+
+
+def used(loop: AgentLoop) -> list[int]:
+    """The GPUs with series of their use."""
+    return [device.gpu for device in loop.use[0].devices] if loop.use is not None else []
+
+
+async def test_gpus_that_do_not_change_are_read_on_for_the_metrics_and_nothing_is_reported(divided: Bench) -> None:
+    divided.node.ask("r1", quiet=True, quiet_gpus=[0])
+    async with divided.running(LoopSettings(interval=0.001)) as loop:
+        before = await divided.node.answered("r1")
+        assert before.quiet
+        readings, patches = divided.gpus.readings, len(divided.node.patches)
+        divided.gpus.create(0, "1g.10gb")  # mig-manager is at work
+        divided.gpus.set_health(1, 3, None)
+        await eventually(lambda: divided.gpus.readings > readings + 1 and loop.gpus[1].ecc_uncorrected == 3)
+        assert used(loop) == [1]
+        assert [len(gpu.instances) for gpu in loop.gpus] == [1, 1], "GPU 0 as it was when it was last read"
+        assert (divided.node.observed, len(divided.node.patches)) == (before, patches)
+        assert loop.why_not_ready() == ""
+        divided.node.ask("r2")
+        after = await divided.node.answered("r2")
+    assert (after.quiet, after.gpus[1].ecc_errors) == (False, True), "what was read meanwhile is reported now"
+    assert read_mig(after.gpus[0].mig)[0] == (("3g.40gb", 1), ("1g.10gb", 1))
+
+
+async def test_a_reading_that_fails_beside_a_change_is_no_failure_of_the_report(
+    divided: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    divided.node.ask("r1", quiet=True, quiet_gpus=[0])
+    async with divided.running(LoopSettings(interval=0.001)) as loop:
+        before = await divided.node.answered("r1")
+        divided.gpus.fail(LibraryError("Unknown Error", "NVMLAccessLost"))
+        await eventually(lambda: loop.readings_by_outcome["failed"] >= 5)
+        assert (divided.node.observed, loop.why_not_ready(), loop.use) == (before, "", None)
+        divided.gpus.fail(None)
+        await eventually(lambda: used(loop) == [1])
+    assert [record.message for record in caplog.records if record.levelname == "WARNING"] == ["cannot read the GPUs"]
+
+
+async def test_an_agent_that_starts_during_a_change_reads_the_gpus_that_do_not_change(divided: Bench) -> None:
+    divided.node.ask("r1", quiet=True, quiet_gpus=[0])
+    async with divided.running():
+        before = await divided.node.answered("r1")
+    async with divided.running(LoopSettings(interval=0.001)) as loop:
+        await eventually(lambda: used(loop) == [1])
+        assert [gpu.index for gpu in loop.gpus] == [1]
+    assert divided.node.observed == before
+
+
+async def test_silence_about_all_gpus_waits_for_a_reading_of_some(divided: Bench) -> None:
+    divided.node.ask("r1", quiet=True, quiet_gpus=[0])
+    async with divided.running(HASTY) as loop:
+        await divided.node.answered("r1")
+        divided.gpus.hang()
+        await loop.cycle()
+        divided.node.ask("r2", quiet=True)
+        hung = await divided.node.until(lambda observed: observed.error.startswith("NVMLHung: "))
+        assert (hung.request_id, hung.quiet) == ("r1", False)
+        divided.gpus.unhang()
+        observed = await divided.node.answered("r2")
+        assert [gpu.access for gpu in observed.gpus] == ["Ok", "Ok"], "a reading of some GPUs answers nothing"
+        assert (observed.quiet, observed.error, divided.gpus.open_sessions) == (True, "", 0)
+        readings = divided.gpus.readings
+        await loop.cycle()
+        assert (divided.gpus.readings, loop.use) == (readings, None)
+
+
 async def test_a_restart_while_quiet_does_not_open_the_library(bench: Bench) -> None:
     bench.node.ask("r1", quiet=True)
     async with bench.running():

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 from hack.cards import mig_mode_needs_reset
+from hack.cluster.process import wait_until
 from hack.nvmlsim.models import simulated_cards
-from hack.nvmlsim.simulator import Simulator
-from tests.agent.nvml_machine import Agent, in_process, needs_compiler, raise_during_a_reading, read
+from hack.nvmlsim.simulator import EVENT_XID, Simulator
+from tests.agent.nvml_machine import SECONDS, Agent, in_process, needs_compiler, raise_during_a_reading, read
 from tests.wording import lacks
 
 from gpusharing.agent.library import LibraryError
@@ -333,6 +334,31 @@ def test_every_xid_is_counted_and_only_a_critical_one_is_held_against_the_gpu(ma
             told = raise_during_a_reading(machine, agent, *((1, xid) for xid in xids))
     assert told["use"]["xids"] == [[1, 31, 2], [1, 79, 1]]
     assert [gpu["xid"] for gpu in told["gpus"]] == [None, 79]
+
+
+def test_a_gpu_that_is_left_alone_can_be_divided_anew_during_a_reading_and_the_others_are_read(
+    machine: Simulator,
+) -> None:
+    for gpu in "01":
+        in_process(machine, "partition", gpu, "3g.40gb")
+    with Agent(machine) as agent:
+        agent.ask("read")
+        # When all instances are destroyed, none is found.
+        for command, end in ((["read"], "NVMLError_InUse"), (["read-without", "0"], "NVMLError_NotFound")):
+            machine.inject("nvmlDeviceGetComputeMode", "hang", gpu=1)
+            agent.tell(*command)
+            wait_until(lambda: machine.show()["faults"][0]["hits"] > 0, SECONDS, "the reading to come that far")
+            refusal = in_process(machine, "destroy", "0")
+            machine.post_event(1, EVENT_XID, 31)
+            machine.clear_faults()
+            reading = agent.answer()
+            assert refusal == end
+    assert [(gpu["access"], gpu["error"]) for gpu in reading["gpus"]] == [
+        ("Failed", "left alone for the present change"),
+        ("Ok", ""),
+    ]
+    assert [device["gpu"] for device in reading["use"]["devices"]] == [1]
+    assert reading["use"]["xids"] == [[1, 31, 2]]
 
 
 def test_who_holds_a_gpu_and_where_it_is_placed_survive_a_lost_neighbor(tmp_path: Path) -> None:

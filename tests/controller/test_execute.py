@@ -280,14 +280,17 @@ async def test_a_gpunode_is_created_for_its_node_and_patched_afterwards() -> Non
     assert created["metadata"]["ownerReferences"] == [
         {"apiVersion": "v1", "kind": "Node", "name": "gpu-07", "uid": "uid-7"}
     ]
-    assert created["spec"] == {"request": {"id": "op-1:quiet:1", "quiet": True, "holders": False}}
+    assert created["spec"] == {"request": {"id": "op-1:quiet:1", "quiet": True, "holders": False, "quietGPUs": []}}
     await stage.run(EnsureGPUNode("gpu-07", "uid-7", "op-1:verify:2", quiet=False))
     assert stage.cluster.get(GPUNODES, "gpu-07")["spec"]["request"] == {
         "id": "op-1:verify:2",
         "quiet": False,
         "holders": False,
+        "quietGPUs": [],
     }
-    assert [write.call.verb for write in stage.cluster.writes] == ["create", "patch"]
+    await stage.run(replace(ENSURE, quiet_gpus=(1, 3)))
+    assert stage.cluster.get(GPUNODES, "gpu-07")["spec"]["request"]["quietGPUs"] == [1, 3]
+    assert [write.call.verb for write in stage.cluster.writes] == ["create", "patch", "patch"]
 
 
 @pytest.mark.parametrize(("known", "there"), [(True, False), (False, True)])

@@ -1,7 +1,7 @@
 """What an AgentLoop needs around it in tests: one GPUNode on a FakeCluster, and pods that hold devices."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from pydantic import TypeAdapter
 from tests.fakes.cluster import FakeCluster
@@ -38,9 +38,9 @@ class OneNode:
         self.cluster = FakeCluster()
         self.client = self.cluster.client(AGENT)
 
-    def ask(self, request_id: str, *, quiet: bool = False) -> None:
+    def ask(self, request_id: str, *, quiet: bool = False, quiet_gpus: Sequence[int] = ()) -> None:
         """Write spec.request, creating the GPUNode when it is absent."""
-        spec = {"request": {"id": request_id, "quiet": quiet}}
+        spec = {"request": {"id": request_id, "quiet": quiet, "quietGPUs": list(quiet_gpus)}}
         if self._node is None:
             self.cluster.add(GPUNODES, {"metadata": {"name": self.name}, "spec": spec})
         else:

@@ -62,6 +62,24 @@ def test_the_pods_of_the_other_gpu_keep_running_and_keep_their_instances(loop: N
     assert not is_cordoned(loop, "one")
 
 
+def test_the_agent_reads_the_other_gpu_while_mig_manager_works_and_its_report_stands_still(loop: NvidiaLoop) -> None:
+    loop.bring(**spec({"3g.40gb": 2}, {"2g.20gb": 3}))
+    machine = loop.nodes["one"].simulator
+    machine.inject("nvmlGpuInstanceDestroy", "hang", gpu=1)
+    loop.apply(**spec({"3g.40gb": 2}, {"1g.10gb": 7}))
+    loop.wait(lambda: machine.show()["faults"][0]["hits"] > 0, "mig-parted to be at GPU 1")
+    gpunode = loop.api.get(f"{GPUNODES}/one")
+    assert gpunode["spec"]["request"]["quietGPUs"] == [1]
+    assert gpunode["status"]["observed"]["quiet"]
+    machine.inject("nvmlDeviceGetComputeMode", "hang", gpu=0)
+    loop.wait(lambda: machine.show()["faults"][1]["hits"] > 0, "the agent to read GPU 0")
+    assert loop.api.get(f"{GPUNODES}/one")["status"]["observed"] == gpunode["status"]["observed"]
+    machine.clear_faults()
+    loop.wait_ready()
+    assert loop.profiles("one") == [["3g.40gb"] * 2, ["1g.10gb"] * 7]
+    assert loop.api.get(f"{GPUNODES}/one")["spec"]["request"]["quietGPUs"] == []
+
+
 def test_a_kept_gpu_that_somebody_divides_meanwhile_leaves_the_node_failed_with_its_pods_named(
     loop: NvidiaLoop,
 ) -> None:

@@ -3,10 +3,12 @@
 from collections.abc import Iterator, Sequence
 
 import pytest
+from hack.cluster.process import wait_until
 from hack.nvidia import build
 from hack.nvidia.sandbox import Sandbox
 from hack.nvmlsim.layout import MAX_GPUS
 from hack.nvmlsim.models import find_model, simulated_cards
+from tests.agent.nvml_machine import SECONDS, Agent
 from tests.build import make_gpu
 from tests.nvidia.conftest import MakeSandbox
 from tests.nvidia.programs import Done, MigParted, entry_for
@@ -256,6 +258,48 @@ def test_nvidias_mig_parted_stops_at_an_instance_in_use_after_its_neighbor_is_go
     assert [instance["id"] for instance in sandbox.simulator.show()["gpus"][0]["instances"]] == [created_last]
     sandbox.simulator.remove_process(4711)
     assert parted.apply("seven").status == 0
+
+
+def test_a_gpu_is_divided_anew_while_the_agent_reads_another_and_not_while_it_reads_that_one(
+    make_sandbox: MakeSandbox,
+) -> None:
+    sandbox = make_sandbox("h100-80gb", "h100-80gb")
+    machine, halves, thirds = sandbox.simulator, entry_for((("3g.40gb", 2),)), entry_for((("2g.20gb", 3),))
+    rows = [{**entry[0], "devices": [index]} for index, entry in enumerate((halves, thirds))]
+    parted = MigParted(sandbox, {"before": halves, "after": rows})
+    assert parted.apply("before").status == 0
+    with Agent(machine) as agent:
+        for command, hangs_at, status in (("read", 1, 1), ("read-without 1", 0, 0)):
+            agent.ask("read")  # knows the cards
+            machine.inject("nvmlDeviceGetComputeMode", "hang", gpu=hangs_at)
+            agent.tell(*command.split())
+            wait_until(lambda: machine.show()["faults"][0]["hits"] > 0, SECONDS, "the agent to have NVML open")
+            done = parted.apply("after")
+            machine.clear_faults()
+            agent.answer()
+            assert done.status == status, done.output
+            assert ("ERROR_IN_USE" in done.output) == (status != 0)
+            profiles = [[one["profile"] for one in gpu["instances"]] for gpu in machine.show()["gpus"]]
+            assert profiles == [["3g.40gb"] * 2, ["3g.40gb"] * 2 if status else ["2g.20gb"] * 3]
+            assert parted.check("after").status == status
+
+
+def test_a_mode_is_not_changed_while_the_agent_reads_another_gpu(make_sandbox: MakeSandbox) -> None:
+    sandbox = make_sandbox("h100-80gb", "h100-80gb")
+    machine, halves = sandbox.simulator, entry_for((("3g.40gb", 2),))
+    rows = [{**entry[0], "devices": [index]} for index, entry in enumerate((halves, entry_for(None)))]
+    parted = MigParted(sandbox, {"first": rows, "both": halves})
+    assert parted.apply("first").status == 0
+    with Agent(machine) as agent:
+        machine.inject("nvmlDeviceGetComputeMode", "hang", gpu=0)
+        agent.tell("read-without", "1")
+        wait_until(lambda: machine.show()["faults"][0]["hits"] > 0, SECONDS, "the agent to have NVML open")
+        refused = parted.apply("both")
+        machine.clear_faults()
+        agent.answer()
+        assert refused.status == 1, refused.output
+        assert not machine.show()["gpus"][1]["mig"]["current"]
+    assert parted.apply("both").status == 0
 
 
 def test_amperes_pending_mode_is_applied_by_resetting_all_gpus(make_sandbox: MakeSandbox) -> None:

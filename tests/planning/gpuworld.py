@@ -2,7 +2,7 @@
 The kubelet's device manager gives a device to one pod until the pod is gone (docs/design/drain.md#p21); mig-manager makes the instances of a GPU anew only if their counts are wrong, or those of all GPUs if one has the wrong MIG mode. What is made anew at the same place has the same UUID (docs/adr/0093-only-the-gpus-that-change.md)."""
 
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from types import MappingProxyType
@@ -15,7 +15,7 @@ from tests.planning.world import World
 
 from gpusharing.api import names
 from gpusharing.api.gpunode import NO_COMPUTE
-from gpusharing.planning.gpus.geometry import normalize, resource_name
+from gpusharing.planning.gpus.geometry import Layout, normalize, resource_name
 from gpusharing.planning.snapshot.actions import Action, Actuate, Release
 from gpusharing.planning.snapshot.nvidia import StackView
 from gpusharing.planning.snapshot.podviews import Holder
@@ -51,6 +51,10 @@ class GpuMachine(NodeMachine):
     computes: bool = True
     loses_mode: bool = False
     """A GPU loses its MIG mode before the next run, which then makes all instances anew at their places. The driver refuses that while a process is on one of them."""
+    collides: bool = True
+    """The agent, where it may read, does so at the very moment when mig-manager changes the GPUs."""
+    opens: frozenset[int] = frozenset()
+    """The GPUs that the agent reads at present."""
     silent: bool = False
     """The kubelet does not tell the agent who holds what."""
     serves: bool = True
@@ -66,12 +70,24 @@ class GpuMachine(NodeMachine):
     """The agent does not get to report at present."""
     own: dict[int, str] = field(default_factory=dict)
     """The name of a person's process on a GPU, by the index of the GPU."""
+    ours: bool = False
+    """A change of the operator's is under way, which has asked the agent to keep off."""
+
+    def mig_manager(self, node: NodeView, stack: StackView) -> Labels:
+        self.ours = node.fence is not None
+        return super().mig_manager(node, stack)
+
+    def _is_held_open(self, wanted: Sequence[Layout | None]) -> bool:
+        """An open NVML makes a change of the MIG mode fail, and one that has opened an instance its destruction (docs/design/nvidia.md#a9)."""
+        changed = {index for index, layout in enumerate(wanted) if layout != self.layouts[index]}
+        affected = self.opens if self.loses_mode or self.switches(wanted) else self.opens & changed
+        return self.ours and self.collides and bool(affected)
 
     def _end_run(self, stack: StackView) -> Labels:
-        temper = self.temper
-        wanted = self.wanted(self.running, stack) or ()
+        temper, wanted = self.temper, self.wanted(self.running, stack) or ()
         anew = {index for index, (a, b) in enumerate(zip(self.layouts, wanted, strict=False)) if with_compute(a) != b}
-        if self.computes and any(self.loses_mode or gpu in anew for gpu, _ in self.held.values()):
+        in_use = self.computes and any(self.loses_mode or gpu in anew for gpu, _ in self.held.values())
+        if in_use or (wanted and self._is_held_open(wanted)):
             self.temper = "fails"
         labels = super()._end_run(stack)
         self.temper, self.loses_mode = temper, False
@@ -108,6 +124,9 @@ class GpuMachine(NodeMachine):
         if self.late:
             return gpunode
         after = super().agent(gpunode, 0, allocated)
+        closed = after.answer is not None and after.answer.quiet
+        left = frozenset(gpunode.quiet_gpus or range(4)) if closed else frozenset()
+        self.opens = frozenset(range(4)) - left
         if (seen := after.observed) is None:
             return after
         holders = None

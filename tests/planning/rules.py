@@ -211,6 +211,8 @@ def _proven_idle(world: "World", node: NodeView, *, reboot: bool, what: str) -> 
     gpunode = world.gpunodes.get(node.name)
     quiet = gpunode is not None and gpunode.observed is not None and gpunode.observed.quiet
     hold(quiet, f"(b) {what} while the agent has NVML open")
+    alone = gpunode.quiet_gpus if gpunode is not None else ()
+    hold(alone in ((), emptied(node.fence)), f"(b) {what} while the agent leaves alone only GPUs {alone}")
 
 
 def _reboots(world: "World", fence: Fence, node: str) -> bool:

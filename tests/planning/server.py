@@ -109,6 +109,7 @@ def _ensure_gpunode(world: "World", action: EnsureGPUNode) -> None:
         observed,
         old.requests if old else {},
         action.holders,
+        action.quiet_gpus,
     )
 
 

@@ -18,7 +18,15 @@ from gpusharing.planning.gpus.geometry import normalize
 from gpusharing.planning.pools.afterwards import MAX_NODES
 from gpusharing.planning.pools.holds import propose
 from gpusharing.planning.rollout import RolloutPlan
-from gpusharing.planning.snapshot.actions import Actuate, Evict, FenceNode, Release, RestartOperand, UpdateFence
+from gpusharing.planning.snapshot.actions import (
+    Actuate,
+    EnsureGPUNode,
+    Evict,
+    FenceNode,
+    Release,
+    RestartOperand,
+    UpdateFence,
+)
 from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.assess import Assessed
@@ -232,10 +240,61 @@ def test_kept_instances_that_no_process_uses_are_made_anew_with_the_same_uuids_a
     world = full_world()
     world.machine(NODE).computes = False
     world.machine(NODE).loses_mode = True
+    world.machine(NODE).collides = False
     world.set_policy(AFTER)
     assert world.settle().verdicts[NODE].phase is Phase.SYNCED
     assert not world.machine(NODE).loses_mode, "the run made them anew"
     assert sorted(gpus_of(world, NODE).values()) == [0, 2, 3]
+
+
+def test_a_mode_that_is_lost_is_not_set_while_the_agent_reads_and_a_retry_evicts_nobody_else() -> None:
+    world = full_world()
+    world.machine(NODE).computes = False
+    world.machine(NODE).loses_mode = True
+    world.set_policy(AFTER)
+    verdict = world.settle().verdicts[NODE]
+    assert (verdict.phase, verdict.reason) == (Phase.FAILED, Reason.ACTUATOR_FAILED)
+    assert sorted(gpus_of(world, NODE).values()) == [0, 2, 3]
+    ask_for_retry(world)
+    assert world.settle().verdicts[NODE].phase is Phase.SYNCED
+    assert sorted(gpus_of(world, NODE).values()) == [0, 2, 3]
+
+
+def test_the_agent_reads_the_kept_gpus_during_the_run_and_the_proof_is_as_strict() -> None:
+    world = full_world()
+    world.set_policy(AFTER)
+    go_on(world, lambda: bool(world.machine(NODE).running) and is_fenced(world))
+    gpunode = world.gpunodes[NODE]
+    assert (gpunode.quiet, gpunode.quiet_gpus, sorted(world.machine(NODE).opens)) == (True, (1,), [0, 2, 3])
+    report = gpunode.observed
+    go_on(world, lambda: not world.machine(NODE).running)
+    assert world.gpunodes[NODE].observed == report, "what is read during the run is not reported"
+    assert world.settle().verdicts[NODE].phase is Phase.SYNCED
+    gpunode, machine = world.gpunodes[NODE], world.machine(NODE)
+    assert (gpunode.quiet, gpunode.quiet_gpus, sorted(machine.opens)) == (False, (), [0, 1, 2, 3])
+
+
+def test_a_kept_pod_that_a_restarted_kubelet_does_not_admit_again_holds_up_no_proof() -> None:
+    world = past_pnr()
+    done = len(world.done)
+    change_pod(world, 3, phase="Failed")
+    assert world.settle().verdicts[NODE].phase is Phase.SYNCED
+    assert not evictions(world, done)
+    assert sorted(gpus_of(world, NODE).values()) == [0, 2]
+
+
+def test_a_change_that_comes_to_concern_all_gpus_closes_nvml_on_all_of_them() -> None:
+    world = past_pnr()
+    world.machine(NODE).temper = "fails"
+    go_on(world, lambda: world.step().verdicts[NODE].phase is Phase.FAILED)
+    world.set_policy(layouts(SEVENTHS, THIRDS, SEVENTHS, SEVENTHS))
+    world.machine(NODE).temper = "works"
+    ask_for_retry(world)
+    done = len(world.done)
+    assert world.settle().verdicts[NODE].phase is Phase.SYNCED
+    asked = [one.quiet_gpus for one in world.done[done:] if isinstance(one, EnsureGPUNode) and one.quiet]
+    runs = [one for one in world.done[done:] if isinstance(one, Actuate)]
+    assert (asked[-1], len(runs)) == ((), 1)
 
 
 MOVED: dict[str, Callable[[GpuWorld], None]] = {

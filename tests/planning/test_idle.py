@@ -25,6 +25,8 @@ WAITS: dict[str, tuple[NodeCase, Reason]] = {
     "the agent has not answered": (fenced(gpunode=silent(request_id="older")), Reason.OBSERVATION_PENDING),
     "an older operator asked the agent": (
         fenced(gpunode=quiet_report(FULL, "op-1:quiet:1")), Reason.OBSERVATION_PENDING),
+    "the agent left only one GPU alone, and now all change": (
+        fenced(gpunode=replace(silent(), quiet_gpus=(0,))), Reason.OBSERVATION_PENDING),
     "the agent was asked before the last pod left": (
         fenced(gpunode=silent(), work=replace(IDLE, stood=REQUEST)), Reason.OBSERVATION_PENDING),
     "the agent was asked before mig-manager's last run": (

@@ -181,7 +181,20 @@ def test_the_agent_is_asked_for_the_opposite_of_what_it_does(foreign: str, label
     assert case.gpunode is not None
     (request,) = judged(replace(case, gpunode=replace(case.gpunode, quiet=not quiet))).actions
     assert isinstance(request, EnsureGPUNode)
-    assert request.quiet is quiet
+    assert (request.quiet, request.quiet_gpus) == (quiet, ())
+
+
+def test_an_agent_that_reads_some_gpus_is_asked_to_close_nvml_when_somebody_replaces_the_driver() -> None:
+    labels = {names.LABEL_UPGRADE_STATE: "pod-restart-required"}
+    case = aside(node={"foreign": "driver upgrade"}, labels=labels)
+    assert case.gpunode is not None
+    some = replace(case.gpunode, quiet=True, quiet_gpus=(1,))
+    (request,) = judged(replace(case, gpunode=some)).actions
+    assert isinstance(request, EnsureGPUNode)
+    assert (request.quiet, request.quiet_gpus) == (True, ())
+    assert request.request_id.endswith(":close")
+    closed = replace(some, request_id=request.request_id, quiet_gpus=())
+    assert not judged(replace(case, gpunode=closed)).actions
 
 
 def test_a_fence_of_an_older_operator_is_readable() -> None:

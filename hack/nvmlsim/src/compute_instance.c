@@ -239,7 +239,8 @@ API nvmlReturn_t nvmlComputeInstanceDestroy(nvmlComputeInstance_t handle)
     struct call call;
     nvmlReturn_t result = call_begin(&call, __func__, handle, HANDLE_CI);
     if (result == NVML_SUCCESS &&
-        gpu_has_process(call.state, call.gpu_index, (int32_t)call.gi->id, (int32_t)call.ci->id))
+        (gpu_has_process(call.state, call.gpu_index, (int32_t)call.gi->id, (int32_t)call.ci->id) ||
+         state_migs_open(call.state, call.gpu_index)))
         result = NVML_ERROR_IN_USE;
     if (result == NVML_SUCCESS) {
         call.ci->used = 0;

@@ -74,7 +74,8 @@ API nvmlReturn_t nvmlGpuInstanceDestroy(nvmlGpuInstance_t handle)
 {
     struct call call;
     nvmlReturn_t result = call_begin(&call, __func__, handle, HANDLE_GI);
-    if (result == NVML_SUCCESS && gpu_has_process(call.state, call.gpu_index, (int32_t)call.gi->id, -1))
+    if (result == NVML_SUCCESS && (gpu_has_process(call.state, call.gpu_index, (int32_t)call.gi->id, -1) ||
+                                   state_migs_open(call.state, call.gpu_index)))
         result = NVML_ERROR_IN_USE;
     for (int c = 0; result == NVML_SUCCESS && c < SIM_MAX_COMPUTE_INSTANCES; c++)
         if (call.gi->compute[c].used)

@@ -49,6 +49,7 @@ static nvmlReturn_t find(struct call *call, unsigned int index, nvmlDevice_t *mi
             if (call->gpu->instances[i].compute[c].used && call->gpu->instances[i].compute[c].mig_index == index &&
                 instance_visible(call->state, call->gpu_index, i, c)) {
                 *mig = handle_of(call->state, HANDLE_MIG, call->gpu_index, i, c);
+                state_open_mig(call->state, call->gpu_index);
                 return NVML_SUCCESS;
             }
     return NVML_ERROR_NOT_FOUND;

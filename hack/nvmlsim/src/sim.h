@@ -25,6 +25,8 @@ struct sim_state *state_lock(void);
 void state_unlock(void);
 void state_attach(struct sim_state *state);
 int state_other_clients(struct sim_state *state);
+void state_open_mig(struct sim_state *state, uint32_t gpu);
+int state_migs_open(struct sim_state *state, uint32_t gpu);
 const struct sim_state *state_peek(void);
 int was_there_at_start(uint32_t gpu, uint32_t gi, uint32_t ci);
 void sleep_ms(long milliseconds);

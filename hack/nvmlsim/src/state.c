@@ -259,23 +259,42 @@ void state_attach(struct sim_state *state)
         if (fcntl(file, F_SETLK, &lock) != 0)
             continue;
         state->clients[i] = (uint32_t)self;
+        state->client_migs[i] = 0;
         attached = self;
         own_slot = i;
         return;
     }
 }
 
-/* The number of other processes that are attached. Frees the slots of those that have died. */
-int state_other_clients(struct sim_state *state)
+/* The number of other processes that are attached, or that have opened a MIG device of one of these GPUs.
+ * Frees the slots of those that have died. */
+static int count_others(struct sim_state *state, uint32_t gpus)
 {
     int others = 0;
     for (int i = 0; i < SIM_MAX_CLIENTS; i++) {
         if (state->clients[i] == 0 || (attached == getpid() && i == own_slot))
             continue;
-        if (is_held(i))
-            others++;
-        else
+        if (!is_held(i))
             state->clients[i] = 0;
+        else if (gpus == 0 || (state->client_migs[i] & gpus) != 0)
+            others++;
     }
     return others;
+}
+
+int state_other_clients(struct sim_state *state)
+{
+    return count_others(state, 0);
+}
+
+/* Note that this process has opened a MIG device of the GPU. */
+void state_open_mig(struct sim_state *state, uint32_t gpu)
+{
+    if (attached == getpid())
+        state->client_migs[own_slot] |= 1u << gpu;
+}
+
+int state_migs_open(struct sim_state *state, uint32_t gpu)
+{
+    return state->clients_block && count_others(state, 1u << gpu) > 0;
 }

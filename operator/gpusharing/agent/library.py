@@ -6,8 +6,9 @@ not empty.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import field
+from functools import partial
 from typing import Literal, Protocol, TypeAlias
 
 from gpusharing.api.gpunode import Access, ComputeMode, RecoveryAction, Request
@@ -213,18 +214,21 @@ class Library(Protocol):
     @property
     def simulated(self) -> bool: ...
 
-    def read(self) -> Reading:
+    def read(self, leave: Collection[int] = ()) -> Reading:
         """Open the library, read everything, and close it again even after an error. Raises LibraryError.
 
         This blocks for as long as the driver blocks, which is forever with a hung GPU, so it is never called from the
-        event loop. Between two calls no device is held open: any open NVML client makes a MIG mode change fail
-        (docs/design/nvidia.md#a9).
+        event loop. Between two calls no device is held open: any open NVML client makes a MIG mode change fail. No
+        handle is taken of a GPU to `leave`, because the driver destroys no MIG instance that a client has opened
+        (docs/design/nvidia.md#a9); in the reading such a GPU is unreachable.
         """
         ...
 
 
-ReadFor: TypeAlias = Callable[[Request], Awaitable[tuple[Request, Reading | Exception, float]]]
-"""Reads for a request; returns the request that the reading is for, the reading or its error, and its seconds."""
+Attempt: TypeAlias = tuple[Request, Reading | Exception, float]
+"""The request that a reading is for, the reading or its error, and its seconds."""
+ReadFor: TypeAlias = Callable[[Request, tuple[int, ...]], Awaitable[Attempt]]
+"""Reads for a request, without the GPUs to leave alone."""
 
 
 def in_background(
@@ -237,31 +241,36 @@ def in_background(
     """Return a function that reads a library, so that a hung NVML call never delays the report that it hangs.
 
     It waits for a reading that is still under way for an earlier request: a second one would hang too, and leak a
-    thread at every turn. `on_late` is called when one that was reported as hung ends.
+    thread at every turn. If that one leaves other GPUs alone, it is no answer, and another follows. `on_late` is called
+    when one that was reported as hung ends.
     """
-    attempt: tuple[Request, asyncio.Future[Reading], float] | None = None
+    attempt: tuple[Request, tuple[int, ...], asyncio.Future[Reading], float] | None = None
     is_late = False
 
-    async def read(request: Request) -> tuple[Request, Reading | Exception, float]:
+    async def read(request: Request, leave: tuple[int, ...]) -> Attempt:
         nonlocal attempt, is_late
-        if attempt is None:
-            attempt, is_late = (request, background(library.read, "nvml-reading"), clock()), False
-        request, future, started = attempt
-        await asyncio.wait({future}, timeout=max(0.0, started + hung_after - clock()))
-        seconds = clock() - started
-        if not future.done():
-            if not is_late:
-                is_late = True
-                future.add_done_callback(lambda _: on_late())
-            why = (  # without the elapsed seconds, so that repeated reports are equal
-                f"a reading did not return within {hung_after:g} s; the driver or a GPU is hung. See"
-                " `dmesg | grep -i xid` on the node; if it does not recover, drain and reboot the node"
-            )
-            return request, LibraryError(why, "NVMLHung"), seconds
-        attempt = None
-        try:
-            return request, future.result(), seconds
-        except Exception as error:  # noqa: BLE001 -- the error is reported, and the next turn reads again
-            return request, error, seconds
+        while True:
+            if attempt is None:
+                future = background(partial(library.read, leave), "nvml-reading")
+                attempt, is_late = (request, leave, future, clock()), False
+            begun_for, left, future, started = attempt
+            await asyncio.wait({future}, timeout=max(0.0, started + hung_after - clock()))
+            seconds = clock() - started
+            if not future.done():
+                if not is_late:
+                    is_late = True
+                    future.add_done_callback(lambda _: on_late())
+                why = (  # without the elapsed seconds, so that repeated reports are equal
+                    f"a reading did not return within {hung_after:g} s; the driver or a GPU is hung. See"
+                    " `dmesg | grep -i xid` on the node; if it does not recover, drain and reboot the node"
+                )
+                return begun_for, LibraryError(why, "NVMLHung"), seconds
+            attempt = None
+            try:
+                result: Reading | Exception = future.result()
+            except Exception as error:  # noqa: BLE001 -- the error is reported, and the next turn reads again
+                result = error
+            if left == leave:
+                return begun_for, result, seconds
 
     return read

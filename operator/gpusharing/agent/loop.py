@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from gpusharing.agent.allotment import NONE_ALLOCATABLE, Allotment, allotment_of, last_allocatable
 from gpusharing.agent.gpunode import Observation, OwnNode, request_of
-from gpusharing.agent.library import Library, LibraryError, Reading, Use, bug_text, in_background
+from gpusharing.agent.library import GPU, Library, LibraryError, Reading, Use, bug_text, in_background
 from gpusharing.agent.meter import LAG, HourPeaks, Meter
 from gpusharing.agent.podresources import Holdings, PodResources, PodResourcesUnavailable, find_holders
 from gpusharing.api.gpunode import Request
@@ -59,6 +59,7 @@ class AgentLoop:
 
     - the id is echoed only by a reading that began after the request was seen;
     - `quiet: true` is reported only when the library is closed, and it stays closed until another request arrives;
+      with `quietGPUs` it opens again for readings that leave these GPUs alone, which only the metrics show;
     - a report with an error echoes nothing new: it keeps the last known GPUs and the request that they answered.
     """
 
@@ -87,6 +88,8 @@ class AgentLoop:
         """The last successful reading of this process, or None before it."""
         self.use: tuple[Use, Holdings | None] | None = None
         """The use of the GPUs and who held them then; None if the last turn did not read the GPUs, as while quiet."""
+        self.gpus: tuple[GPU, ...] = ()
+        """The GPUs as last read, for the metrics; `reading` stands still while only some may be read."""
         self.meter = Meter(self.settings.meter_lag)
         self.peaks = HourPeaks()
         self._allotment: tuple[tuple[Reading, Holdings, str, bool], Allotment] | None = None
@@ -106,6 +109,7 @@ class AgentLoop:
         self._backoff = Backoff(self.settings.retry_first, self.settings.retry_last)
         self._write_error = ""
         self._pods_error = ""
+        self._read_error = ""
         self._why_not_alone = why_not_alone
         self._pod_uids = pod_uids
         self._other = ""
@@ -155,6 +159,7 @@ class AgentLoop:
             self._backoff.success()
         if self._other:  # the other one reads, reports and meters
             self.use = self.reading = self.observed = None
+            self.gpus = ()
             self._write_error = ""
             return
         node = self._own.node
@@ -170,6 +175,8 @@ class AgentLoop:
         used: Use | None = None
         if not last.keeps_closed(request):
             last, used = await self._read(request, last)
+        elif request.quiet_gpus:
+            used = await self._read_others(request)
         self.use = None if used is None else (used, holdings)
         holders = None
         if request.holders and holdings is not None and self.reading is not None:
@@ -209,6 +216,7 @@ class AgentLoop:
         # What the turn has read is forgotten, because it may be half done.
         self._turn_error = self._fault("turn", bug)
         self.use = self.reading = None
+        self.gpus = ()
         if (node := self._own.node) is None:
             return
         try:
@@ -237,9 +245,32 @@ class AgentLoop:
             self._fault("meter", bug)
 
     async def _read(self, request: Request, last: Observation) -> tuple[Observation, Use | None]:
-        request, result, seconds = await self._read_for(request)
+        request, result = await self._attempt(request)
+        self._patience = result.patience if isinstance(result, LibraryError) else 0
+        self._hopeless = self._hopeless + 1 if self._patience else 0
+        if not isinstance(result, Reading):
+            return last.failing(self._read_error, simulated=self._simulated), None
+        self.gpus = result.gpus
+        if result == self.reading:
+            return last.again(request), result.use
+        after = Observation.after(request, result, simulated=self._simulated, last=last)
+        self.reading = result
+        return after, result.use
+
+    async def _read_others(self, request: Request) -> Use | None:
+        """Read the GPUs that may be read while the others change. Nothing is reported: it would prove nothing."""
+        _, result = await self._attempt(request, request.quiet_gpus)
+        if not isinstance(result, Reading):
+            return None
+        left = [gpu for gpu in self.gpus if gpu.index in request.quiet_gpus]
+        others = [gpu for gpu in result.gpus if gpu.index not in request.quiet_gpus]
+        self.gpus = tuple(sorted([*left, *others], key=lambda gpu: gpu.index))
+        return result.use
+
+    async def _attempt(self, request: Request, leave: tuple[int, ...] = ()) -> tuple[Request, Reading | Exception]:
+        """Read, count and log it; returns the request that the reading is for."""
+        request, result, seconds = await self._read_for(request, leave)
         outcome, error = "failed", ""
-        self._patience = 0
         if isinstance(result, Reading):
             outcome = "ok"
             self.reading_seconds += seconds
@@ -247,24 +278,18 @@ class AgentLoop:
                 self._fault("gpu", bug)
         elif isinstance(result, LibraryError):
             outcome = "hung" if result.reason == "NVMLHung" else "failed"
-            error, self._patience = f"{result.reason}: {result}", result.patience
+            error = f"{result.reason}: {result}"
         else:
             error = self._fault("reading", result)
         self.readings_by_outcome[outcome] += 1
-        if error != last.error:
+        if error != self._read_error:
             log.log(
                 logging.WARNING if error else logging.INFO,
                 "cannot read the GPUs" if error else "the GPUs can be read again",
                 extra={"error": error},
             )
-        self._hopeless = self._hopeless + 1 if self._patience else 0
-        if not isinstance(result, Reading):
-            return last.failing(error, simulated=self._simulated), None
-        if result == self.reading:
-            return last.again(request), result.use
-        after = Observation.after(request, result, simulated=self._simulated, last=last)
-        self.reading = result
-        return after, result.use
+        self._read_error = error
+        return request, result
 
     def _current_allotment(self, holdings: Holdings | None) -> Allotment | None:
         if self.reading is None or holdings is None:

@@ -36,7 +36,10 @@ FAMILIES: Mapping[str, tuple[tuple[str, ...], str]] = {
         " concerns is reported as unknown.",
     ),
     "agent_ready": ((), "1 while the agent can answer requests from the operator."),
-    "agent_quiet": ((), "1 while the GPU library is kept closed at the operator's request."),
+    "agent_quiet": (
+        (),
+        "1 while the agent leaves the GPUs alone at the operator's request: all, or those that a change concerns.",
+    ),
     "agent_simulated": ((), "1 when the GPUs are SIMULATED."),
     "agent_pods": ((), "Pods on this node that have a GPU device allocated; absent when unknown."),
     "agent_allocated_devices": (("resource",), "Devices allocated to pods, by resource name; absent when unknown."),
@@ -175,8 +178,8 @@ class AgentCollector(Collector):
             found |= {"agent_quiet": [((), seen.quiet)], "agent_simulated": [((), seen.simulated)]}
             if seen.pods is not None and seen.allocated is not None:
                 found |= {"agent_pods": [((), seen.pods)], "agent_allocated_devices": _labeled(seen.allocated)}
-        if loop.reading is not None:
-            found |= _of_gpus(loop.reading.gpus)
+        if loop.gpus:
+            found |= _of_gpus(loop.gpus)
         return _families(found)
 
 

@@ -4,7 +4,7 @@ Only this module and the others named `nvml_*` import pynvml. Calls and their tr
 nvml.h of NVML 13.3 and NVIDIA's reference for it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from itertools import chain
 from typing import Any
@@ -94,18 +94,18 @@ class NVML:
         self._products: dict[str, str] = {}
         """Product name of each GPU in the last reading, by UUID. It does not change either."""
 
-    def read(self) -> Reading:
+    def read(self, leave: Collection[int] = ()) -> Reading:
         """Read as `Library` does. LibraryError is for the whole node; a GPU that cannot be read is unreachable."""
         try:
             pynvml.nvmlInit()
             try:
-                return self._read()
+                return self._read(leave)
             finally:
                 pynvml.nvmlShutdown()  # raises if it fails, because the devices may still be held open
         except pynvml.NVMLError as error:
             raise _library_error(error) from error
 
-    def _read(self) -> Reading:
+    def _read(self, leave: Collection[int]) -> Reading:
         models = dict(self._models)
         gpus: list[GPU] = []
         errors: list[Any] = []
@@ -114,6 +114,9 @@ class NVML:
         self._use.begin()
         with Xids() as listening:
             for index in range(pynvml.nvmlDeviceGetCount()):
+                if index in leave:
+                    gpus.append(GPU(index, access="Failed", error="left alone for the present change"))
+                    continue
                 try:
                     gpus.append(self._gpu(index, models, listening))
                 except pynvml.NVMLError as error:

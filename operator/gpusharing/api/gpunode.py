@@ -61,6 +61,9 @@ class Request(WireRecord):
     """Asks the agent to read once more and then to keep NVML closed: a MIG mode change needs every NVML client gone."""
     holders: bool = False
     """Asks the agent to report which pods hold which GPUs, for a policy whose drain.scope is Changed."""
+    quiet_gpus: Annotated[tuple[int, ...], Limits(max_length=64)] = ()
+    """Indexes of the only GPUs that quiet is about, or empty if it is about all: the agent goes on reading the others for
+    its metrics, because a new MIG geometry needs no NVML client gone from another GPU."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, 
 
 Record = TypeVar("Record")
 
-_SPELT_OTHERWISE = {"request_id": "requestID"}
+_SPELT_OTHERWISE = {"request_id": "requestID", "quiet_gpus": "quietGPUs"}
 """Names in JSON that differ from the camel case of the field's name, by field name."""
 
 

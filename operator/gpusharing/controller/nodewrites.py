@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 import structlog
 
 from gpusharing.api import names
+from gpusharing.api.gpunode import Request
+from gpusharing.api.records import to_wire
 from gpusharing.controller.sharedwrites import TRIES
 from gpusharing.kube.client import DEVICE_TAINT_RULES, GPUNODES, JSON, NODES, PODS, KubeClient
 from gpusharing.kube.dra import taint_rule_view
@@ -72,7 +74,8 @@ class NodeWrites:
 
     async def ensure_gpunode(self, action: EnsureGPUNode) -> None:
         """Write the request to the agent into the node's GPUNode; NotFound if the Node is gone or replaced."""
-        spec = {"request": {"id": action.request_id, "quiet": action.quiet, "holders": action.holders}}
+        request = Request(action.request_id, action.quiet, action.holders, action.quiet_gpus)
+        spec = {"request": to_wire(request)}
         try:
             if self.sources.gpunodes.version(action.node):
                 raw = await self.client.patch(GPUNODES, action.node, {"spec": spec})

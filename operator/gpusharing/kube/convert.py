@@ -16,9 +16,10 @@ from zoneinfo import ZoneInfo
 from pydantic import TypeAdapter, ValidationError
 
 from gpusharing.api import names
-from gpusharing.api.gpunode import MAX_HOLDERS, ModelStatus, Observed
+from gpusharing.api.gpunode import MAX_HOLDERS, ModelStatus, Observed, Request
 from gpusharing.api.names import RESOURCE_GPU, TAINT_UNPROVEN
 from gpusharing.api.policy import GPUSharingPolicySpec
+from gpusharing.api.records import from_wire
 from gpusharing.api.validation import Problem, validate_policy
 from gpusharing.kube.client import JSON
 from gpusharing.kube.fence import parse_record, read_fence
@@ -174,16 +175,18 @@ def other_plugin(raw: JSON) -> str:
 
 def gpunode_view(raw: JSON, known: ObservedView | None = None) -> GPUNodeView:
     """Convert a raw GPUNode. `known` is the agent's report as converted earlier, if it has not changed."""
-    request, annotations = section(raw, "spec", "request"), texts(part(raw, "metadata", "annotations"))
+    request = from_wire(Request, section(raw, "spec", "request"))
+    annotations = texts(part(raw, "metadata", "annotations"))
     observed = part(raw, "status", "observed")
     if known is None and observed is not None:
         known = observed_view(observed)
     return GPUNodeView(
         name=intern(text(raw, "metadata", "name")),
         uid=text(raw, "metadata", "uid"),
-        request_id=text(request, "id"),
-        quiet=request.get("quiet") is True,
-        holders=request.get("holders") is True,
+        request_id=request.id,
+        quiet=request.quiet,
+        holders=request.holders,
+        quiet_gpus=request.quiet_gpus,
         observed=known,
         requests={key: annotations[key] for key in names.REQUESTS if key in annotations},
     )

@@ -40,6 +40,8 @@ class EnsureGPUNode:
     quiet: bool
     holders: bool = False
     """Whether the agent reports which pods hold which GPUs."""
+    quiet_gpus: tuple[int, ...] = ()
+    """The only GPUs that the agent leaves alone while `quiet`. Empty if it is to leave all alone."""
 
 
 @value

@@ -261,6 +261,8 @@ class GPUNodeView:
     """What a person has requested in annotations (`names.REQUESTS`). Empty once the Node has it."""
     holders: bool = False
     """Whether that request asks which pods hold which GPUs."""
+    quiet_gpus: tuple[int, ...] = ()
+    """The only GPUs that the agent leaves alone while `quiet`. Empty if it leaves all alone."""
 
     @property
     def answer(self) -> ObservedView | None:

@@ -40,11 +40,13 @@ def with_gpunode(verdict: Verdict, case: NodeCase) -> Verdict:
             return verdict
         # In the middle of a change NVML stays closed, even for an agent that lost its request.
         changing = node.fence is not None and node.fence.stage == "actuating"
-        request = _ask(case, f"new:{node.uid}", quiet=changing or quiet is not None)
-    elif (node.fence is None or node.fence.stage == "yielded") and (gpunode.quiet, gpunode.holders) != (
-        quiet is not None,
-        _wants_holders(case),
-    ):
+        gpus = case.gpus if changing else ()
+        request = _ask(case, f"new:{node.uid}", quiet=changing or quiet is not None, gpus=gpus)
+    elif (node.fence is None or node.fence.stage == "yielded") and (
+        gpunode.quiet,
+        gpunode.holders,
+        gpunode.quiet_gpus,
+    ) != (quiet is not None, _wants_holders(case), ()):
         request = _ask_anew(case, gpunode, quiet=quiet is not None)
     else:
         return verdict
@@ -66,25 +68,25 @@ def _without_kind(verdict: Verdict, case: NodeCase) -> Verdict:
 
 
 def close_request(case: NodeCase) -> EnsureGPUNode | None:
-    if case.gpunode is None or case.gpunode.quiet:
+    if case.gpunode is None or (case.gpunode.quiet and not case.gpunode.quiet_gpus):
         return None
     return _ask_anew(case, case.gpunode, quiet=True)
 
 
-def _ask(case: NodeCase, request: str, *, quiet: bool) -> EnsureGPUNode:
-    """Return the write of a request with this id.
+def _ask(case: NodeCase, request: str, *, quiet: bool, gpus: tuple[int, ...] = ()) -> EnsureGPUNode:
+    """Return the write of a request with this id; silence is about all GPUs, or about `gpus` alone.
 
     new:<node uid>                       the first request of a new GPUNode
     <op>:pods:<event>:<when>             report which pods hold which GPUs, of which only some are to be emptied
-    <op>:quiet:<event>:<when>            close NVML; sent again every poll while a process uses a GPU, and when it is
-                                         old
+    <op>:quiet:<event>:<when>            close NVML, or leave alone the GPUs that change; sent again every poll while a
+                                         process uses a GPU, and when it is old
     <op>:quiet:after-<n>:<event>:<when>  the same before the next step, when step n is proven already
     <op>:verify:<event>:<when>           read again, to prove the result of a run
     <id>:close                           close NVML, because others work on driver or GPUs of a node that we do not
                                          change
     <id>:resume                          read again, because NVML no longer has to stay closed
     """
-    return EnsureGPUNode(case.node.name, case.node.uid, request, quiet, _wants_holders(case))
+    return EnsureGPUNode(case.node.name, case.node.uid, request, quiet, _wants_holders(case), gpus)
 
 
 def _wants_holders(case: NodeCase) -> bool:
@@ -149,7 +151,7 @@ def pods_request(case: NodeCase) -> EnsureGPUNode | None:
     # An agent that starts anew while NVML is closed knows no GPUs, and reads them only for a new request.
     if asked_at is not None and (case.answer is None or now < asked_at + case.settings.poll * 1000):
         return None
-    return _ask(case, f"{case.fence.op}:{kind}:{last_event(case)}:{now}", quiet=quiet)
+    return _ask(case, f"{case.fence.op}:{kind}:{last_event(case)}:{now}", quiet=quiet, gpus=case.gpus if quiet else ())
 
 
 def tell_busy(case: NodeCase) -> str:
@@ -194,7 +196,7 @@ def next_quiet_request(case: NodeCase, stood: str, *, any_event: bool, step_prov
     if asked_at == now:  # our clock was set back to the very moment of the request that stands
         now -= 1
     prefix = _quiet_prefix(case, step_proven=step_proven)
-    return _ask(case, f"{prefix}{last_event(case)}:{now}", quiet=True)
+    return _ask(case, f"{prefix}{last_event(case)}:{now}", quiet=True, gpus=case.gpus)
 
 
 def _stamp(moment: datetime) -> int:
@@ -217,6 +219,8 @@ def _request(case: NodeCase) -> str:
 def _asked_at(case: NodeCase, kind: str, *, any_event: bool = False) -> int | None:
     """Return when the current request was written, in milliseconds since 1970; None if one is needed."""
     if case.gpunode is None or case.gpunode.quiet != (kind == "quiet"):
+        return None
+    if case.gpunode.quiet_gpus not in ((), case.gpus):  # it reads GPUs that change too since the class grew
         return None
     if not _request(case).startswith(f"{case.fence.op}:{kind}:"):
         return None
