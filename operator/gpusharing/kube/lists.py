@@ -10,7 +10,7 @@ import logging
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from math import inf
-from typing import TypeVar, Unpack
+from typing import Any, TypeVar, Unpack, overload
 
 from gpusharing.kube.client import JSON, PODS, Filters, KubeClient, Page, Resource
 from gpusharing.kube.clock import Backoff, loop_time
@@ -100,24 +100,53 @@ LASTING_ERRORS = (Forbidden, NotFound, Invalid)
 """Errors that do not go away by themselves."""
 
 
-async def list_of(client: KubeClient, resource: Resource, **where: Unpack[Filters]) -> list[JSON]:
-    """Return all objects of a list, as they were when its first page was read; see `pages_of`."""
-    return [raw async for page in pages_of(client, resource, **where) for raw in page.items]
+@overload
+async def list_of(client: KubeClient, resource: Resource, **where: Unpack[Filters]) -> list[JSON]: ...
+@overload
+async def list_of(
+    client: KubeClient, resource: Resource, *, keep: Callable[[JSON], View], **where: Unpack[Filters]
+) -> list[View]: ...
+async def list_of(
+    client: KubeClient, resource: Resource, *, keep: Callable[[JSON], Any] = lambda raw: raw, **where: Unpack[Filters]
+) -> list[Any]:
+    """Return all objects of a list, or what is kept of each, as they were at its first page; see `pages_of`."""
+    return [item async for page in pages_of(client, resource, keep=keep, **where) for item in page.items]
 
 
 async def pages_of(
-    client: KubeClient, resource: Resource, size: int = PAGE, **where: Unpack[Filters]
+    client: KubeClient,
+    resource: Resource,
+    size: int = PAGE,
+    *,
+    keep: Callable[[JSON], Any] = lambda raw: raw,
+    **where: Unpack[Filters],
 ) -> AsyncIterator[Page]:
     """Yield the pages of a list, which all show the cluster at the moment of the first; a `size` of 0 gives one.
 
+    `keep` returns what a page has in place of each object. Others' objects may be large, so a list of a kind that tenants
+    write should keep views.
+
     Raises a KubeError if the first page failed, or a later one for PATIENCE seconds, and Unreadable for an object
-    without identity.
+    without identity, or for which `keep` raised.
     """
+    faults: list[Unreadable] = []
+    # An eviction names the pod by its UID; a policy that `plan -f` reads from a file has none.
+    keys = ("name", "uid") if resource == PODS else ("name",)
+
+    def kept(raw: JSON) -> Any:
+        try:
+            if not faults:  # else the list has failed
+                check_identity(resource, raw, *keys)
+                return converted(resource, raw, keep)
+        except Unreadable as error:
+            error.__cause__ = None  # whose traceback holds the object
+            faults.append(error.with_traceback(None))
+
     after, failing, pause = "", inf, Backoff(BACKOFF_FIRST, BACKOFF_MOST)
     while True:
         began = loop_time()
         try:
-            page = await client.list_page(resource, limit=size, after=after, **where)
+            page = await client.list_page(resource, limit=size, after=after, keep=kept, **where)
         except (Unavailable, Throttled) as error:
             failing = min(failing, began)
             requested = error.retry_after if isinstance(error, Throttled) else None
@@ -126,10 +155,8 @@ async def pages_of(
                 raise
             await asyncio.sleep(wait)
             continue
-        # An eviction names the pod by its UID; a policy that `plan -f` reads from a file has none.
-        keys = ("name", "uid") if resource == PODS else ("name",)
-        for raw in page.items:
-            check_identity(resource, raw, *keys)
+        for fault in faults:
+            raise fault
         yield page
         if not page.more:
             return
