@@ -20,6 +20,7 @@ from gpusharing.kube import errors
 from gpusharing.kube.client import EVENTS, GPUNODES, JSON, NODES, PODS, ApiRequest, PassingClient, Resource, WatchEvent
 from gpusharing.kube.errors import Expired, Forbidden, Throttled, TooLarge, Unavailable
 from gpusharing.kube.http import HttpClient, Limits
+from gpusharing.kube.listreader import MOST_OF_PAGE
 from gpusharing.kube.lists import Unreadable, pages_of
 from gpusharing.kube.login import Access
 from gpusharing.kube.wire import (
@@ -537,7 +538,7 @@ async def test_an_answer_that_is_too_large_to_be_read_is_named_and_not_kept() ->
         with pytest.raises(TooLarge, match="cannot get nodes, because the response is too large"):
             await client.get(NODES, "n")
         with pytest.raises(TooLarge, match=r"cannot list nodes, because an object \(name n\) is too large"):
-            await client.list_page(NODES)
+            await client.list_page(NODES, limit=1)
         with pytest.raises(TooLarge, match=r"cannot watch nodes, because an object \(name n\) is too large"):
             await anext(client.watch(NODES, "7"))
 
@@ -553,3 +554,24 @@ async def test_an_object_of_which_nothing_can_be_kept_fails_the_list_and_is_name
     async with scripted(found({"items": [NODE, {"metadata": {"name": "m"}, "spec": {}}]})) as (_, client):
         with pytest.raises(Unreadable, match="nodes/n cannot be read"):
             _ = [page async for page in pages_of(client, NODES, keep=lambda raw: raw["spec"])]
+
+
+async def test_after_a_page_of_large_objects_the_rest_comes_in_smaller_ones() -> None:
+    large = [{"metadata": {"name": f"n-{number}"}, "x": "x" * MOST_OF_PAGE} for number in range(2)]
+    pages = (
+        found({"items": large}),
+        found({"metadata": {"continue": "more"}, "items": large[:1]}),
+        found({"items": large[1:]}),
+    )
+    async with scripted(*pages) as (script, client):
+        names = [
+            name
+            async for page in pages_of(client, NODES, 2, keep=lambda raw: raw["metadata"]["name"])
+            for name in page.items
+        ]
+    assert names == ["n-0", "n-1"]
+    assert [(asked.query["limit"], asked.query.get("continue")) for asked in script.asked] == [
+        ("2", None),
+        ("1", None),
+        ("1", "more"),
+    ]

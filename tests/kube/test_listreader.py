@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from tests.wording import lacks
 
 from gpusharing.kube.client import PODS, ApiRequest, Kept
-from gpusharing.kube.errors import TooLarge, Unavailable
-from gpusharing.kube.listreader import ListReader
+from gpusharing.kube.errors import PageTooLarge, TooLarge, Unavailable
+from gpusharing.kube.listreader import MOST_OF_PAGE, ListReader
 from gpusharing.kube.wire import MOST_BYTES
 
 LIST = ApiRequest("list", PODS)
@@ -100,3 +100,28 @@ def test_an_object_that_is_too_large_is_named() -> None:
     with pytest.raises(TooLarge) as raised:
         reader.feed(b'{"items": [{"metadata": {"name": "big", "namespace": "team-a"}, "x": "' + b"x" * MOST_BYTES)
     assert not lacks(raised.value, "list pods", "namespace team-a", "name big", "too large", "delete it")
+
+
+def fed(limit: int, objects: int, size: int) -> ListReader:
+    """A reader of a page that was to have `limit` objects and has `objects`, of `size` bytes each."""
+    reader = ListReader(ApiRequest("list", PODS, query={"limit": str(limit)}, keep=lambda raw: None))
+    reader.feed(b'{"items": [')
+    for number in range(objects):
+        reader.feed(b'%s{"x": "%s"}' % (b"," if number else b"", b"x" * size))
+    return reader
+
+
+def test_a_page_of_large_objects_is_given_up_and_says_how_many_fit() -> None:
+    with pytest.raises(PageTooLarge) as raised:
+        fed(100, 100, 250_000)
+    assert 1 < raised.value.fits * 250_000 <= MOST_OF_PAGE / 2
+    with pytest.raises(PageTooLarge) as raised:
+        fed(2, 1, MOST_OF_PAGE)
+    assert raised.value.fits == 1
+
+
+def test_a_page_of_one_object_and_that_of_a_server_that_ignores_limit_are_read_to_their_end() -> None:
+    for limit, objects, size in ((1, 1, MOST_OF_PAGE), (10, 100, 250_000)):
+        reader = fed(limit, objects, size)
+        reader.feed(b"]}")
+        assert len(reader.end()["items"]) == objects

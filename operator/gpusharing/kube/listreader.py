@@ -7,9 +7,11 @@ from collections.abc import Generator
 from typing import Any
 
 from gpusharing.kube.client import JSON, ApiRequest, Kept
-from gpusharing.kube.errors import Unavailable
+from gpusharing.kube.errors import PageTooLarge, Unavailable
 from gpusharing.kube.wire import MOST_BYTES, too_large
 
+MOST_OF_PAGE = 8 * 1024 * 1024
+"""Bytes of a page after which it is asked for again with fewer objects, which the server answers sooner."""
 _SPACE = re.compile(r"[ \t\n\r]*")
 _DECODER = json.JSONDecoder()
 
@@ -23,7 +25,8 @@ class ListReader:
         self._text, self._at, self._tried = "", 0, 0
         """What was not read yet, where it begins, and how much of it did not suffice for the next value."""
         self._answer: JSON = {}
-        self._start = b""
+        self._kept = Kept()
+        self._start, self._bytes = b"", 0
         self._is_whole = False
         self._reading = self._read()
 
@@ -39,6 +42,14 @@ class ListReader:
             self._go_on()
         if len(self._text) - self._at > MOST_BYTES:
             raise too_large(self._request, self._text[self._at : self._at + 4096])
+        self._bytes += len(piece)
+        limit = int(self._request.query.get("limit", "0"))
+        # A server that ignores `limit` would ignore a smaller one, too.
+        if self._bytes > MOST_OF_PAGE and len(self._kept) < limit and limit > 1:
+            fits = len(self._kept) * (MOST_OF_PAGE // 2) // self._bytes
+            raise PageTooLarge(
+                f"cannot {self._request.what}, because {limit} objects are too large to be read", max(1, fits)
+            )
 
     def end(self) -> JSON:
         """Return the answer, with Kept items. Raises Unavailable if what was fed is not a JSON object."""
@@ -64,7 +75,8 @@ class ListReader:
             key = yield from self._value()
             yield from self._take(":")
             if key == "items" and (yield from self._peek()) == "[":
-                self._answer[key] = yield from self._items()
+                yield from self._read_items()
+                self._answer[key] = self._kept
             else:
                 self._answer[key] = yield from self._value()
             if more := (yield from self._peek()) == ",":
@@ -72,16 +84,14 @@ class ListReader:
         yield from self._take("}")
         self._is_whole = True
 
-    def _items(self) -> Generator[None, None, Kept]:
-        kept = Kept()
+    def _read_items(self) -> Generator[None, None, None]:
         yield from self._take("[")
         more = (yield from self._peek()) != "]"
         while more:
-            kept.append(self._request.keep((yield from self._value())))
+            self._kept.append(self._request.keep((yield from self._value())))
             if more := (yield from self._peek()) == ",":
                 yield from self._take(",")
         yield from self._take("]")
-        return kept
 
     def _peek(self) -> Generator[None, None, str]:
         """Return the next character that is no space, without reading it."""

@@ -21,6 +21,7 @@ from gpusharing.kube.errors import (
     Invalid,
     KubeError,
     NotFound,
+    PageTooLarge,
     Throttled,
     Unavailable,
     describe_bug,
@@ -94,6 +95,8 @@ MOST_OBJECTS = 100
 """The most objects in one page, whose raw form is held besides the views: for Nodes of 18 KB, about 10 MiB."""
 PAGE = 500
 """The most objects of one page where the caller waits for the whole list, so that it takes few calls."""
+SMALL_PAGE = 10
+"""The most objects of the page after one that failed slowly, which large objects may have caused."""
 PATIENCE = 90.0
 """Seconds for which one page may fail before `pages_of` gives up its list. A hold lasts for 60 s at most."""
 LASTING_ERRORS = (Forbidden, NotFound, Invalid)
@@ -126,6 +129,8 @@ async def pages_of(
     `keep` returns what a page has in place of each object. Others' objects may be large, so a list of a kind that tenants
     write should keep views.
 
+    Pages have fewer objects after one that was too large or failed slowly.
+
     Raises a KubeError if the first page failed, or a later one for PATIENCE seconds, and Unreadable for an object
     without identity, or for which `keep` raised.
     """
@@ -142,12 +147,18 @@ async def pages_of(
             error.__cause__ = None  # whose traceback holds the object
             faults.append(error.with_traceback(None))
 
-    after, failing, pause = "", inf, Backoff(BACKOFF_FIRST, BACKOFF_MOST)
+    after, failing, most, pause = "", inf, size, Backoff(BACKOFF_FIRST, BACKOFF_MOST)
     while True:
         began = loop_time()
         try:
             page = await client.list_page(resource, limit=size, after=after, keep=kept, **where)
+        except PageTooLarge as error:
+            most = size = min(size // 2, error.fits)
+            continue
         except (Unavailable, Throttled) as error:
+            if size > SMALL_PAGE and loop_time() - began > SLOWEST:
+                most, size = size // 2, SMALL_PAGE
+                continue
             failing = min(failing, began)
             requested = error.retry_after if isinstance(error, Throttled) else None
             wait = max(pause.after_failure(), requested or 0.0)
@@ -161,6 +172,8 @@ async def pages_of(
         if not page.more:
             return
         pause.success()
+        if loop_time() - began < SLOW:
+            size = min(2 * size, most)
         after, failing = page.more, inf
 
 
@@ -185,6 +198,7 @@ async def whole_list(
             failed.
     """
     after, limit, expired, pause = "", size, False, Backoff(BACKOFF_FIRST, BACKOFF_MOST)
+    most = MOST_OBJECTS
     failing = inf
     while True:
         began = clock()
@@ -196,12 +210,15 @@ async def whole_list(
             # Without a token for the rest, everything is requested at once.
             after, limit, expired = error.rest, limit if error.rest else 0, True
             continue
+        except PageTooLarge as error:
+            most = limit = min(limit // 2, error.fits)
+            continue
         except KubeError as error:
             failing = min(failing, began)
             if not limit or isinstance(error, LASTING_ERRORS) or clock() - failing > TOKEN_LIVES:
                 raise
             on_error(error)
-            limit = size
+            limit = min(size, most)
             await asyncio.sleep(pause.after_failure())
             continue
         took = clock() - began
@@ -210,5 +227,5 @@ async def whole_list(
             return
         pause.success()
         if SLOW < took < SLOWEST:
-            limit = max(limit, min(2 * limit, MOST_OBJECTS))
+            limit = max(limit, min(2 * limit, most))
         after, expired, failing = page.more, False, inf
