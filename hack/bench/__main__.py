@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
-from hack.bench import agent, bill, edits, flood, large, plain, planner, results, small, start, terminal
+from hack.bench import agent, bill, edits, flood, large, plain, planner, results, small, start, tenants, terminal
 from hack.bench.machine import facts, pace_ms, stolen_s
 from hack.bench.results import AIMS, Lost, Measured
 from hack.bench.testbed import FACTOR, LOOP_FACTOR, ROLL_FACTOR, Testbed, open_testbed
@@ -97,6 +97,10 @@ PARTS = (
         lambda testbed, sizes: plain.compared(testbed),
         factor=LOOP_FACTOR,
         arguments=plain.SOFTWARE,
+    ),
+    BenchPart(
+        ("peak_large_pods_mib", "peak_large_budgets_mib"),
+        lambda testbed, sizes: tenants.large_objects(testbed),
     ),
     BenchPart(
         ("start_5000_nodes_s", "rss_5000_nodes_mib", "lease_late_flooded_s"),

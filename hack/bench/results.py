@@ -38,6 +38,8 @@ AIMS: Mapping[str, Aim] = {
     "rss_5000_nodes_mib": Aim(100),
     "start_5000_nodes_s": Aim(30),
     "lease_late_flooded_s": Aim(2),
+    "peak_large_pods_mib": Aim(128),
+    "peak_large_budgets_mib": Aim(128),
     "cpu_ms_per_transition": Aim(32, cpu=True),
     "plan_5000_nodes_full_ms": Aim(250, cpu=True),
     "plan_5000_nodes_incremental_ms": Aim(20, cpu=True),
