@@ -9,9 +9,10 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
-from hack.bench import agent, bill, edits, large, plain, planner, results, small, start, terminal
+from hack.bench import agent, bill, edits, flood, large, plain, planner, results, small, start, tenants, terminal
 from hack.bench.machine import facts, pace_ms, stolen_s
 from hack.bench.results import AIMS, Lost, Measured
 from hack.bench.testbed import FACTOR, LOOP_FACTOR, ROLL_FACTOR, Testbed, open_testbed
@@ -29,9 +30,10 @@ class Sizes:
     fleet_nodes: int = 1000
     planned_nodes: int = 5000
     """Nodes for the planner's measurements, and for the start of an operator."""
+    flood_seconds: float = 300
 
 
-QUICK = Sizes(idle_seconds=10, edits=10, roll_nodes=40, fleet_nodes=200, planned_nodes=1000)
+QUICK = Sizes(idle_seconds=10, edits=10, roll_nodes=40, fleet_nodes=200, planned_nodes=1000, flood_seconds=30)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +99,14 @@ PARTS = (
         arguments=plain.SOFTWARE,
     ),
     BenchPart(
-        ("start_5000_nodes_s", "rss_5000_nodes_mib"),
-        lambda testbed, sizes: start.start(testbed, sizes.planned_nodes),
+        ("peak_large_pods_mib", "peak_large_budgets_mib"),
+        lambda testbed, sizes: tenants.large_objects(testbed),
+    ),
+    BenchPart(
+        ("start_5000_nodes_s", "rss_5000_nodes_mib", "lease_late_flooded_s"),
+        lambda testbed, sizes: chain(
+            start.start(testbed, sizes.planned_nodes), flood.flooded(testbed, sizes.flood_seconds)
+        ),
         node_software=False,
     ),
 )

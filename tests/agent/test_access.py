@@ -15,16 +15,16 @@ from dataclasses import dataclass, field
 import pytest
 from cryptography import x509
 from cryptography.x509.oid import NameOID
-from prometheus_client.registry import CollectorRegistry
 from tests.fakes.gpus import eventually
 from tests.wording import lacks
 
 from gpusharing.agent import access, certificate
-from gpusharing.agent.access import ALLOWED, UNAUTHENTICATED, UNDECIDED, MetricsAccess
+from gpusharing.agent.access import ALLOWED, UNAUTHENTICATED, UNDECIDED, MetricsAccess, guarded
 from gpusharing.agent.certificate import self_signed
-from gpusharing.agent.probes import ProbeServer
+from gpusharing.agent.main import probe
 from gpusharing.kube.client import JSON, ApiRequest, KubeClient, WatchEvent
 from gpusharing.kube.errors import Forbidden, KubeError
+from gpusharing.kube.pageserver import Answer, PageServer
 
 USER = {"username": "system:serviceaccount:monitoring:prometheus", "uid": "u-1", "groups": ["a", "b"]}
 USERS: dict[str, JSON] = {"good": USER, "poor": {**USER, "username": "poor", "extra": {"node": ["gpu-1"]}}}
@@ -199,15 +199,10 @@ async def test_a_thread_that_outlives_the_event_loop_lets_nobody_in(authority: A
 
 @pytest.fixture
 async def port(authority: Authority) -> AsyncIterator[int]:
-    """Where a protected server with an empty registry listens."""
-    server = ProbeServer(
-        ("127.0.0.1", 0),
-        lambda: "",
-        lambda: "",
-        CollectorRegistry(),
-        tls=self_signed("gpusharing-agent"),
-        decide=MetricsAccess(authority).decide,
-    )
+    """Where the agent's server listens, with TLS and an empty page of metrics."""
+    metrics = guarded(lambda _: Answer(200, b""), MetricsAccess(authority).decide)
+    pages = {"/healthz": probe(str), "/readyz": probe(str), "/metrics": metrics}
+    server = PageServer(("127.0.0.1", 0), pages, tls=self_signed("gpusharing-agent"))
     server.start()
     yield server.port
     await asyncio.to_thread(server.stop)
@@ -232,8 +227,8 @@ def get(url: str, authorization: str = "") -> tuple[int, str, str | None]:
 
 async def test_probes_need_no_token_and_metrics_one_that_may_read_them(authority: Authority, port: int) -> None:
     base = f"https://127.0.0.1:{port}"
-    for probe in ("/healthz", "/readyz"):
-        assert await asyncio.to_thread(get, base + probe) == (200, "ok\n", None)
+    for path in ("/healthz", "/readyz"):
+        assert await asyncio.to_thread(get, base + path) == (200, "ok\n", None)
     assert authority.specs == []
     for token, expected in (("good", (200, "", None)), ("unknown", (401, f"{UNAUTHENTICATED[1]}\n", "Bearer"))):
         assert await asyncio.to_thread(get, f"{base}/metrics", f"Bearer {token}") == expected

@@ -4,16 +4,10 @@ import asyncio
 import json
 import logging
 import os
-import select
 import signal
-import socket
 import subprocess
 import sys
-import threading
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
 
@@ -21,15 +15,15 @@ import pytest
 from hack.cluster.certs import create_pki
 from hack.sim.gpu import SimulatedGPUs
 from prometheus_client.registry import CollectorRegistry
-from tests.fakes.gpus import FixedPods, OneNode, eventually
+from tests.fakes.gpus import FixedPods, OneNode
 from tests.wording import lacks
 
 from gpusharing.agent.library import GPU, DeviceUse
 from gpusharing.agent.loop import AgentLoop, LoopSettings
-from gpusharing.agent.main import _FLAGS, JSONLines, _variable, address, main, parse
+from gpusharing.agent.main import _FLAGS, JSONLines, _variable, address, main, parse, probe
 from gpusharing.agent.metrics import AgentCollector
 from gpusharing.agent.podresources import Holdings
-from gpusharing.agent.probes import ProbeServer
+from gpusharing.kube.pageserver import Answer
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 120.0
@@ -131,120 +125,9 @@ def test_sigterm_ends_it_cleanly_even_when_the_api_server_is_away(tmp_path: Path
     assert "Traceback" not in logs
 
 
-class Health:
-    alive = ready = ""
-
-
-@pytest.fixture
-def health() -> Health:
-    return Health()
-
-
-@pytest.fixture
-def port(health: Health) -> Iterator[int]:
-    """Where a server with an empty registry listens."""
-    server = ProbeServer(("127.0.0.1", 0), lambda: health.alive, lambda: health.ready, CollectorRegistry())
-    server.start()
-    yield server.port
-    server.stop()
-
-
-def get(port: int, path: str) -> tuple[int, str]:
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}") as answer:
-            return answer.status, answer.read().decode()
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code, error.read().decode()
-
-
-def test_probes_say_ok_or_why_not(port: int, health: Health) -> None:
-    assert get(port, "/healthz") == get(port, "/readyz") == (200, "ok\n")
-    health.ready = "GPUNode gpu-01 does not exist"
-    assert get(port, "/healthz") == (200, "ok\n")
-    assert get(port, "/readyz") == (503, "GPUNode gpu-01 does not exist\n")
-    health.alive = "the main loop has made no progress for 200 s"
-    status, why = get(port, "/healthz?verbose")
-    assert status == 503
-    assert not lacks(why, "main loop", "200 s")
-    assert get(port, "/metrics") == (200, "")
-    assert get(port, "/")[0] == 404
-
-
-def answering() -> int:
-    return sum("process_request_thread" in thread.name for thread in threading.enumerate())
-
-
-async def test_hundreds_of_connections_that_say_nothing_keep_no_probe_out(port: int) -> None:
-    silent = [socket.create_connection(("127.0.0.1", port)) for _ in range(300)]
-    try:
-        for connection in silent[::2]:
-            connection.sendall(b"GET /healthz HTTP/1.1\r\nX-Slow: ")
-        assert await asyncio.to_thread(get, port, "/healthz") == (200, "ok\n")
-        await eventually(lambda: answering() <= 16)
-    finally:
-        for connection in silent:
-            connection.close()
-    await eventually(lambda: answering() == 0)
-
-
-async def test_the_seventeenth_connection_makes_its_place_by_ending_the_oldest(port: int) -> None:
-    with ExitStack() as stack:
-        address = "127.0.0.1", port
-        silent = [stack.enter_context(socket.create_connection(address, timeout=5)) for _ in range(17)]
-        assert await asyncio.to_thread(silent[0].recv, 1) == b""
-    await eventually(lambda: answering() == 0)
-
-
-async def test_a_connection_that_never_ends_its_request_is_ended_after_ten_seconds_and_no_younger_one() -> None:
-    now = 0.0
-    server = ProbeServer(("127.0.0.1", 0), lambda: "", lambda: "", CollectorRegistry(), clock=lambda: now)
-    server.start()
-    address = "127.0.0.1", server.port
-    with socket.create_connection(address, timeout=5) as older:
-        older.sendall(b"GET /healthz HTTP/1.1\r\n")
-        await eventually(lambda: answering() == 1)
-        now = 5.0
-        with socket.create_connection(address) as younger:
-            await eventually(lambda: answering() == 2)
-            now = 10.5
-            assert await asyncio.to_thread(older.recv, 1) == b""
-            younger.setblocking(False)
-            with pytest.raises(BlockingIOError):
-                younger.recv(1)
-    await eventually(lambda: answering() == 0)
-    server.stop()
-
-
-async def test_sixty_four_connections_wait_for_a_server_that_is_held_up_and_hardly_more() -> None:
-    """Linux lets one more wait, and leaves unanswered who comes after that."""
-    server = ProbeServer(("127.0.0.1", 0), lambda: "", lambda: "", CollectorRegistry())
-    poll, callers = select.poll(), [socket.socket() for _ in range(100)]
-    for caller in callers:
-        caller.setblocking(False)
-        caller.connect_ex(("127.0.0.1", server.port))
-        poll.register(caller, select.POLLOUT)
-    await eventually(lambda: len(poll.poll(0)) >= 64)
-    assert len(poll.poll(0)) < 80
-    for caller in callers:
-        caller.close()
-    server.start()
-    server.stop()
-
-
-async def test_a_server_ends_beside_an_open_connection_and_its_port_is_free_at_once() -> None:
-    server = ProbeServer(("127.0.0.1", 0), lambda: "", lambda: "", CollectorRegistry())
-    server.start()
-    assert await asyncio.to_thread(get, server.port, "/healthz") == (200, "ok\n")
-    with socket.create_connection(("127.0.0.1", server.port)):
-        await eventually(lambda: answering() == 1)
-        ending = threading.Thread(target=server.stop, daemon=True)
-        ending.start()
-        ending.join(10)
-        assert not ending.is_alive()
-    again = ProbeServer(("127.0.0.1", server.port), lambda: "", lambda: "", CollectorRegistry())
-    again.start()
-    again.stop()
+def test_a_probe_says_ok_or_why_not() -> None:
+    assert probe(str)("") == Answer(200, b"ok\n")
+    assert probe(lambda: "GPUNode gpu-01 does not exist")("") == Answer(503, b"GPUNode gpu-01 does not exist\n")
 
 
 def test_what_a_library_does_not_say_of_a_gpu_is_no_trouble_and_hides_nothing() -> None:

@@ -31,6 +31,7 @@ from gpusharing.kube.client import GPUNODES, MEDIK8S_MAINTENANCES, ApiRequest, K
 from gpusharing.kube.http import HttpClient
 from gpusharing.kube.lists import pages_of
 from gpusharing.kube.login import Access, ServiceAccountLogin
+from gpusharing.kube.wire import MOST_BYTES_AGENT
 
 PATH = "/apis/gpusharing.dev/v1alpha1/gpunodes"
 MINE = "metadata.name=gpu-01"
@@ -211,6 +212,18 @@ async def test_a_watch_that_nobody_reads_any_more_is_closed(client: RestClient, 
     await stream.aclose()
     api.hold.set()
     await eventually(lambda: threading.active_count() <= before)
+
+
+async def test_an_answer_that_is_too_large_to_be_read_is_an_error(
+    client: RestClient, server: tuple[Server, int]
+) -> None:
+    api, large = server[0], {"type": "ADDED", "object": {"metadata": {"name": "gpu-01", "x": "x" * MOST_BYTES_AGENT}}}
+    api.answers.append((200, large))
+    with pytest.raises(errors.TooLarge, match="the response is too large"):
+        await client.get(GPUNODES, "gpu-01")
+    api.events.append(large)
+    with pytest.raises(errors.TooLarge, match=r"an object \(name gpu-01\) is too large"):
+        await watched(client)
 
 
 async def test_an_expired_watch_says_so(client: RestClient, server: tuple[Server, int]) -> None:

@@ -17,7 +17,7 @@ from hack.promtool import ensure
 from hack.sim.dcgmexporter import DCGMValues, MetricsPage, SetUp
 from prometheus_client.registry import CollectorRegistry
 
-from gpusharing.agent.probes import ProbeServer
+from gpusharing.kube.pageserver import PageServer, metrics_page
 
 
 class RunningPrometheus:
@@ -103,7 +103,7 @@ def page(metered: list[DCGMValues]) -> Iterator[int]:
     """The SIMULATED dcgm-exporter, listening; its port."""
     registry = CollectorRegistry()
     registry.register(MetricsPage(metered, SetUp()))
-    server = ProbeServer(("127.0.0.1", 0), str, str, registry)
+    server = PageServer(("127.0.0.1", 0), {"/metrics": metrics_page(registry)})
     server.start()
     try:
         yield server.port

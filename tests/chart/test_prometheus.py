@@ -11,6 +11,7 @@ from hack.cluster.process import free_ports, wait_until
 from hack.sim.dcgmexporter import DCGMValues
 from hack.sim.gpu import SimulatedGPUs
 from prometheus_client.core import Metric
+from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector, CollectorRegistry
 from tests.agent.test_meter import devices, handed_out
 from tests.chart.charts import CHART
@@ -19,7 +20,7 @@ from tests.fakes.gpus import FixedPods, OneNode
 
 from gpusharing.agent.loop import AgentLoop, LoopSettings
 from gpusharing.agent.metrics import AgentCollector, UsageCollector
-from gpusharing.agent.probes import ProbeServer
+from gpusharing.kube.pageserver import Answer, PageServer
 
 pytestmark = pytest.mark.tools
 
@@ -83,7 +84,8 @@ class Node:
         registry = CollectorRegistry()
         for collector in (scrapes, AgentCollector(loop), UsageCollector(loop)):
             registry.register(collector)
-        probes = ProbeServer(("127.0.0.1", self.port), loop.why_not_alive, loop.why_not_ready, registry)
+        # Rendered anew for each scrape, which metrics_page would not do.
+        probes = PageServer(("127.0.0.1", self.port), {"/metrics": lambda _: Answer(200, generate_latest(registry))})
         probes.start()
         task = asyncio.create_task(loop.run())
         try:

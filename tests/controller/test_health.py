@@ -1,20 +1,19 @@
 """The probes over HTTP of a leader, what only a restart mends, and a process that stands by."""
 
 import asyncio
+import itertools
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import pytest
-from aiohttp import ClientSession
 from hack.sim.fakecluster import FakeCluster
 from hack.sim.fakefaults import EVER
 from structlog.testing import capture_logs
 from tests.fakes.login import AnonymousLogin
-from tests.fakes.serving import serving
 from tests.fakes.virtualtime import virtual_now, virtually
 from tests.wording import lacks
 
@@ -22,12 +21,13 @@ from gpusharing.controller.leading import SILENT, STUCK, Health
 from gpusharing.controller.loop import Loop
 from gpusharing.controller.metrics import Metrics
 from gpusharing.controller.policywatch import PolicyWatch
-from gpusharing.controller.role import START, Role, application
+from gpusharing.controller.role import LOOP_ANSWERS_S, START, Role, probe_pages
 from gpusharing.controller.settings import Settings
 from gpusharing.kube.client import LEASES, NODES, ApiRequest
 from gpusharing.kube.clock import loop_time
 from gpusharing.kube.errors import Forbidden, Unavailable
 from gpusharing.kube.lease import LeaderLease
+from gpusharing.kube.pageserver import Page
 
 OK = (200, "ok\n")
 
@@ -38,12 +38,13 @@ class Probed:
 
     cluster: FakeCluster
     health: Health
-    url: str
     tasks: list[asyncio.Task[None]]
 
+    pages: Mapping[str, Page]
+
     async def get(self, path: str) -> tuple[int, str]:
-        async with ClientSession() as session, session.get(self.url + path) as answer:
-            return answer.status, await answer.text()
+        status, body, _ = await asyncio.to_thread(self.pages[path], "")
+        return status, body.decode()
 
     def later(self, seconds: float) -> None:
         """Let so much time pass without anything happening, since all was well; then time stands still."""
@@ -65,14 +66,13 @@ async def probed() -> AsyncIterator[Probed]:
     watch.running.set()
     health = Health(loop, lease, watch)
     tasks = [asyncio.create_task(lease.run()), asyncio.create_task(loop.sources.run())]
-    async with (
-        asyncio.timeout(60),
-        serving(application(Role(lease, (health.dead, health.unready)))) as url,
-    ):
+    # A second goes by with each answer, so that none is given twice.
+    pages = probe_pages(Role(lease, (health.dead, health.unready)), itertools.count().__next__)
+    async with asyncio.timeout(60):
         await lease.acquired.wait()
         for source in (*loop.sources.required.values(), *loop.sources.optional.values()):
             await source.synced.wait()
-        yield Probed(cluster, health, url, tasks)
+        yield Probed(cluster, health, tasks, pages)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -80,7 +80,15 @@ async def probed() -> AsyncIterator[Probed]:
 
 async def test_an_operator_that_leads_and_follows_everything_is_healthy_and_ready(probed: Probed) -> None:
     assert await probed.get("/healthz") == await probed.get("/readyz") == OK
-    assert (await probed.get("/"))[0] == 404
+
+
+async def test_an_event_loop_that_does_not_answer_is_dead() -> None:
+    lease = LeaderLease(
+        FakeCluster().client("operator"), "gpusharing", "gpusharing-operator", "us", on_lost=lambda: None
+    )
+    pages = probe_pages(Role(lease))
+    status, body, _ = pages["/healthz"]("")  # here, in the event loop, which can answer nothing meanwhile
+    assert (status, lacks(body.decode(), "event loop", f"{LOOP_ANSWERS_S:.0f} s")) == (503, [])
 
 
 async def test_a_loop_that_does_not_come_round_is_dead(probed: Probed) -> None:

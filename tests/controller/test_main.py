@@ -25,6 +25,7 @@ from tests.wording import lacks
 from gpusharing.controller.main import FAULT, LOST_LEASE, NO_LOGIN
 from gpusharing.kube.client import CONFIG_MAPS, GPUNODES, LEASES, NODES, POLICIES
 from gpusharing.kube.errors import NotFound
+from gpusharing.kube.pageserver import MOST_CONNECTIONS
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 60.0
@@ -54,6 +55,17 @@ def uniform(low, high):
 
 random.uniform = uniform
 """
+
+ENDLESS = """
+import threading
+import prometheus_client.exposition
+
+def generate_latest(*_, **__):
+    threading.Event().wait()
+
+prometheus_client.exposition.generate_latest = generate_latest
+"""
+"""Metrics whose rendering never ends."""
 
 
 @asynccontextmanager
@@ -369,6 +381,30 @@ async def test_the_lease_has_connections_that_carry_nothing_but_what_stops_the_o
         carried = [kinds for kinds in server.connections.values() if LEASES in kinds]
         assert set().union(*carried) == {LEASES, CONFIG_MAPS}, "the Lease, and what stops the operator"
         await log_of_end(process)
+
+
+async def test_a_flood_that_asks_for_metrics_holds_up_neither_the_lease_nor_the_probes(
+    server: FakeServer, environment: dict[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(ENDLESS)
+    path, (port,) = os.pathsep.join((str(tmp_path), str(ROOT / "operator"))), free_ports(1)
+    renewal = "/apis/coordination.k8s.io/v1/namespaces/gpusharing/leases/gpusharing-operator"
+
+    def renewals() -> int:
+        return [asked[:2] for asked in server.asked].count(("PATCH", renewal))
+
+    async with operator({**environment, "PYTHONPATH": path, "GPUSHARING_METRICS_PORT": str(port)}):
+        assert await ready(environment) == "ok\n"
+        flood = [await asyncio.open_connection("127.0.0.1", port) for _ in range(2 * MOST_CONNECTIONS)]
+        for _, writer in flood:
+            writer.write(b"GET /metrics HTTP/1.1\r\n\r\n")
+        with suppress(ConnectionError):
+            assert await flood[0][0].read() == b"", "ended for a later one, while the rendering goes on"
+        begun = renewals()
+        await until(server, lambda: renewals() > begun + 20)
+        assert await ready(environment) == "ok\n"
+        for _, writer in flood:
+            writer.close()
 
 
 async def test_what_time_it_is_the_api_server_says(server: FakeServer, environment: dict[str, str]) -> None:

@@ -7,20 +7,19 @@ from importlib.metadata import version
 from typing import Any, get_args
 
 import pytest
-from aiohttp import ClientSession
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from tests.build import make_fence, make_policy
 from tests.chart.test_monitoring import OPERATOR
-from tests.fakes.serving import serving
 from tests.planning.machines import NodeMachine
 from tests.planning.told import CHANGING, DRAINING, SYNCED
 from tests.planning.world import World
 
 from gpusharing.api.names import Phase
 from gpusharing.controller.metrics import Metrics
-from gpusharing.controller.role import ProcessMetrics, metrics_application
+from gpusharing.controller.role import ProcessMetrics
 from gpusharing.kube.client import GPUNODES, NODES, ApiRequest
+from gpusharing.kube.pageserver import metrics_page
 from gpusharing.planning.snapshot.actions import Action, SetFinalizer
 from gpusharing.planning.snapshot.nvidia import Operand
 from gpusharing.planning.snapshot.records import Deferred
@@ -55,15 +54,11 @@ def pool(*nodes: str, **fields: Any) -> World:
     return world
 
 
-async def test_the_page_parses_and_every_metric_is_ours_and_explained(metrics: Metrics) -> None:
+def test_the_page_parses_and_every_metric_is_ours_and_explained(metrics: Metrics) -> None:
     metrics.process.called(ApiRequest("patch", GPUNODES, "status"), 200)
-    async with (
-        serving(metrics_application(metrics.registry)) as url,
-        ClientSession() as session,
-        session.get(f"{url}/metrics") as answer,
-    ):
-        assert (answer.status, answer.content_type) == (200, "text/plain")
-        families = list(text_string_to_metric_families(await answer.text()))
+    status, body, content_type = metrics_page(metrics.registry)()
+    assert (status, content_type.partition(";")[0]) == (200, "text/plain")
+    families = list(text_string_to_metric_families(body.decode()))
     told = {family.name for family in families if not family.name.endswith("_created")}
     assert told == {name.removesuffix("_total") for name in OPERATOR}
     assert all(family.documentation for family in families)

@@ -36,6 +36,7 @@ from gpusharing.kube.errors import Forbidden, HeldBack, KubeError, NotFound, Thr
 from gpusharing.kube.fanout import Workers
 from gpusharing.kube.fence import record_text
 from gpusharing.kube.nodepods import PATIENCE, Budgets, NodePods, PodLookups
+from gpusharing.kube.pods import unclaimed_pod
 from gpusharing.kube.sources import Sources
 from gpusharing.kube.sourcesettings import SourceSettings
 from gpusharing.kube.stackreader import StackReader
@@ -123,7 +124,7 @@ async def test_what_was_looked_up_is_forgotten_when_it_would_be_read_again() -> 
     for number in range(3):
         raw = owned_by_daemon_set()
         raw["metadata"]["namespace"] = f"team-{number}"
-        await lookups.views([raw], Scope("gpu-operator"), at(60 * number), namespaces=True)
+        await lookups.views([unclaimed_pod(raw)], Scope("gpu-operator"), at(60 * number), namespaces=True)
     assert list(lookups.owners) == [("team-2", "monitor", "ds")]
 
 
@@ -134,7 +135,9 @@ class Hasty(PassingClient):
 
 async def test_an_answer_without_a_uid_shows_nothing_about_the_owner() -> None:
     lookups = PodLookups(Hasty(FakeCluster().client("operator")))
-    (found,) = await lookups.views([owned_by_daemon_set()], Scope("gpu-operator"), at(0), namespaces=False)
+    (found,) = await lookups.views(
+        [unclaimed_pod(owned_by_daemon_set())], Scope("gpu-operator"), at(0), namespaces=False
+    )
     assert found.owner is not None
     assert found.owner.exists is None
 
@@ -147,7 +150,7 @@ async def test_an_owner_that_is_no_daemon_set_of_kubernetes_is_not_looked_up(api
     cluster, raw = FakeCluster(), owned_by_daemon_set()
     raw["metadata"]["ownerReferences"][0] |= {"apiVersion": api_version, "kind": kind}
     lookups = PodLookups(cluster.client("operator"))
-    (found,) = await lookups.views([raw], Scope("gpu-operator"), at(0), namespaces=False)
+    (found,) = await lookups.views([unclaimed_pod(raw)], Scope("gpu-operator"), at(0), namespaces=False)
     assert found.owner is not None
     assert (found.owner.exists, cluster.calls["operator", "get", "daemonsets"]) == (None, 0)
 
@@ -159,7 +162,7 @@ async def test_the_labels_of_a_namespace_are_read_once_for_each_list_and_only_fo
     lookups = PodLookups(cluster.client("operator"))
     for seconds in (0, 1):
         holder, *_ = await lookups.views(
-            [pod(), pod("second"), bare], Scope("gpu-operator"), at(seconds), namespaces=True
+            map(unclaimed_pod, [pod(), pod("second"), bare]), Scope("gpu-operator"), at(seconds), namespaces=True
         )
         assert holder.namespace_labels is not None
         tiers.append(holder.namespace_labels["tier"])

@@ -18,11 +18,21 @@ from yarl import URL
 
 from gpusharing.kube import errors
 from gpusharing.kube.client import EVENTS, GPUNODES, JSON, NODES, PODS, ApiRequest, PassingClient, Resource, WatchEvent
-from gpusharing.kube.errors import Expired, Forbidden, Throttled, Unavailable
+from gpusharing.kube.errors import Expired, Forbidden, Throttled, TooLarge, Unavailable
 from gpusharing.kube.http import HttpClient, Limits
-from gpusharing.kube.lists import pages_of
+from gpusharing.kube.listreader import MOST_OF_PAGE
+from gpusharing.kube.lists import Unreadable, pages_of
 from gpusharing.kube.login import Access
-from gpusharing.kube.wire import INACTIVITY, MOST_SECONDS, error_of, error_of_response, event_of, lasting, parse_object
+from gpusharing.kube.wire import (
+    INACTIVITY,
+    MOST_BYTES,
+    MOST_SECONDS,
+    error_of,
+    error_of_response,
+    event_of,
+    lasting,
+    parse_object,
+)
 
 NODE = {"metadata": {"name": "n", "uid": "u", "resourceVersion": "7"}}
 BUDGET = {"reason": "DisruptionBudget", "message": "The disruption budget a needs 2 healthy pods and has 2 currently"}
@@ -520,3 +530,48 @@ async def test_a_connection_that_arrives_just_before_the_end_is_closed(turns: in
             await asyncio.sleep(0)
     with client:
         assert client.recv(1) == b""
+
+
+async def test_an_answer_that_is_too_large_to_be_read_is_named_and_not_kept() -> None:
+    large = {**NODE, "x": "x" * MOST_BYTES}
+    async with scripted(found(large), found({"items": [large]}), stream(event("ADDED", large))) as (_, client):
+        with pytest.raises(TooLarge, match="cannot get nodes, because the response is too large"):
+            await client.get(NODES, "n")
+        with pytest.raises(TooLarge, match=r"cannot list nodes, because an object \(name n\) is too large"):
+            await client.list_page(NODES, limit=1)
+        with pytest.raises(TooLarge, match=r"cannot watch nodes, because an object \(name n\) is too large"):
+            await anext(client.watch(NODES, "7"))
+
+
+async def test_what_is_kept_of_a_list_is_kept_of_each_object_of_each_page() -> None:
+    pages = [{"metadata": {"continue": more}, "items": [NODE, {**NODE, "spec": 1}]} for more in ("next", "")]
+    async with scripted(*map(found, pages)) as (_, client):
+        kept = [page.items async for page in pages_of(client, NODES, keep=lambda raw: raw.get("spec", 0))]
+    assert kept == [[0, 1], [0, 1]]
+
+
+async def test_an_object_of_which_nothing_can_be_kept_fails_the_list_and_is_named() -> None:
+    async with scripted(found({"items": [NODE, {"metadata": {"name": "m"}, "spec": {}}]})) as (_, client):
+        with pytest.raises(Unreadable, match="nodes/n cannot be read"):
+            _ = [page async for page in pages_of(client, NODES, keep=lambda raw: raw["spec"])]
+
+
+async def test_after_a_page_of_large_objects_the_rest_comes_in_smaller_ones() -> None:
+    large = [{"metadata": {"name": f"n-{number}"}, "x": "x" * MOST_OF_PAGE} for number in range(2)]
+    pages = (
+        found({"items": large}),
+        found({"metadata": {"continue": "more"}, "items": large[:1]}),
+        found({"items": large[1:]}),
+    )
+    async with scripted(*pages) as (script, client):
+        names = [
+            name
+            async for page in pages_of(client, NODES, 2, keep=lambda raw: raw["metadata"]["name"])
+            for name in page.items
+        ]
+    assert names == ["n-0", "n-1"]
+    assert [(asked.query["limit"], asked.query.get("continue")) for asked in script.asked] == [
+        ("2", None),
+        ("1", None),
+        ("1", "more"),
+    ]

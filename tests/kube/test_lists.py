@@ -520,3 +520,39 @@ async def test_a_list_is_asked_for_in_pages_of_500_objects() -> None:
     cluster = pods(501)
     assert len(await list_of(cluster.client("operator"), PODS)) == 501
     assert cluster.calls["operator", "list", "pods"] == 2
+
+
+class Heavy(FakeClient):
+    """An API server that does not manage to send more than a few of these objects in the time that a call has."""
+
+    async def call(self, request: ApiRequest) -> JSON:
+        if int(request.query.get("limit", "0")) > 50:
+            await asyncio.sleep(10)
+            raise Unavailable("no response in time")
+        return await super().call(request)
+
+
+@virtually
+async def test_after_a_page_that_failed_slowly_pages_have_few_objects_and_no_page_fails_for_that_again() -> None:
+    cluster = pods(300)
+    began = loop_time()
+    sizes = [len(page.items) async for page in pages_of(Heavy(cluster, "operator"), PODS)]
+    assert (sum(sizes), sizes[0]) == (300, 10)
+    assert max(sizes) <= 50
+    assert loop_time() - began <= 60, "the limit is found by halves, of 500 objects"
+
+
+@virtually
+async def test_a_server_that_answers_nothing_in_time_is_asked_twice() -> None:
+    class Away(FakeClient):
+        asked = 0
+
+        async def call(self, request: ApiRequest) -> JSON:
+            self.asked += 1
+            await asyncio.sleep(10)
+            raise Unavailable("no response in time")
+
+    away = Away(pods(3), "operator")
+    with pytest.raises(Unavailable):
+        await list_of(away, PODS)
+    assert away.asked == 2

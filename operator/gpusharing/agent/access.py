@@ -11,6 +11,7 @@ from typing import TypeAlias
 
 from gpusharing.kube.client import ACCESS_REVIEWS, JSON, TOKEN_REVIEWS, KubeClient, Resource
 from gpusharing.kube.errors import KubeError
+from gpusharing.kube.pageserver import Answer, Page
 from gpusharing.kube.raw import part, section, text
 
 log = logging.getLogger(__name__)
@@ -30,6 +31,16 @@ Decision: TypeAlias = tuple[int, str]
 ALLOWED: Decision = 200, ""
 UNAUTHENTICATED: Decision = 401, "send `Authorization: Bearer TOKEN` with a valid token that may get /metrics"
 UNDECIDED: Decision = 503, "the API server could not be asked whether this token may read /metrics; try again"
+
+
+def guarded(page: Page, decide: Callable[[str], Decision]) -> Page:
+    """Return the page for those whom `decide` allows to read it."""
+
+    def answer(authorization: str) -> Answer:
+        status, why_not = decide(authorization)
+        return page(authorization) if status == 200 else Answer(status, f"{why_not}\n".encode())
+
+    return answer
 
 
 class MetricsAccess:

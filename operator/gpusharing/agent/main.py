@@ -16,19 +16,19 @@ from pathlib import Path
 
 from prometheus_client.registry import CollectorRegistry
 
-from gpusharing.agent.access import MetricsAccess
+from gpusharing.agent.access import MetricsAccess, guarded
 from gpusharing.agent.certificate import self_signed
 from gpusharing.agent.kubelet import SOCKET, KubeletPodResources
 from gpusharing.agent.loop import AgentLoop, LoopSettings, RestartNeeded
 from gpusharing.agent.metrics import AgentCollector, UsageCollector
 from gpusharing.agent.nvml import NVML
-from gpusharing.agent.probes import ProbeServer
 from gpusharing.agent.processes import Processes, pod_names, pod_uids
 from gpusharing.agent.rest import RestClient
 from gpusharing.api.times import parse_duration
 from gpusharing.kube.background import new_worker
 from gpusharing.kube.errors import Unauthorized
 from gpusharing.kube.login import SERVICE_ACCOUNT, find_login
+from gpusharing.kube.pageserver import Answer, Page, PageServer, metrics_page
 
 _NO_EXTRAS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
 
@@ -174,6 +174,16 @@ def lock_node(directory: Path) -> Callable[[], str]:
     return why_not_alone
 
 
+def probe(why_not: Callable[[], str]) -> Page:
+    """Return the page of a probe; `why_not` returns an empty string while everything is fine."""
+
+    def answer(_: str) -> Answer:
+        problem = why_not()
+        return Answer(503 if problem else 200, f"{problem or 'ok'}\n".encode())
+
+    return answer
+
+
 async def _serve(options: argparse.Namespace) -> int:
     login = find_login(os.environ, options.kubeconfig, options.service_account)
     try:
@@ -198,14 +208,14 @@ async def _serve(options: argparse.Namespace) -> int:
     registry = CollectorRegistry()
     registry.register(AgentCollector(loop))
     registry.register(UsageCollector(loop))
-    serve = partial(ProbeServer, options.metrics_addr, loop.why_not_alive, loop.why_not_ready, registry)
-    probes = (
-        serve(tls=self_signed("gpusharing-agent"), decide=MetricsAccess(api).decide)
-        if options.metrics_secure
-        else serve()
-    )
-    probes.start()
-    log.info("agent started", extra={"probes": f"{options.metrics_addr[0]}:{probes.port}"})
+    metrics: Page = metrics_page(registry)
+    if options.metrics_secure:
+        metrics = guarded(metrics, MetricsAccess(api).decide)
+    pages = {"/healthz": probe(loop.why_not_alive), "/readyz": probe(loop.why_not_ready), "/metrics": metrics}
+    tls = self_signed("gpusharing-agent") if options.metrics_secure else None
+    server = PageServer(options.metrics_addr, pages, tls=tls)
+    server.start()
+    log.info("agent started", extra={"probes": f"{options.metrics_addr[0]}:{server.port}"})
     task = asyncio.create_task(loop.run())
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, task.cancel)
@@ -219,7 +229,7 @@ async def _serve(options: argparse.Namespace) -> int:
             "the agent is exiting, because only a new container can read the GPUs again", extra={"error": str(error)}
         )
     finally:
-        probes.stop()
+        server.stop()
         pods.close()
     return 1
 

@@ -20,11 +20,13 @@ from gpusharing.kube.wire import (
     INACTIVITY,
     JSON_TYPE,
     METHODS,
+    MOST_BYTES_AGENT,
     answer_of,
     encode_body,
     error_of_response,
     event_of,
     lasting,
+    too_large,
 )
 
 CALL_TIMEOUT = 15.0
@@ -56,7 +58,9 @@ class RestClient(KubeClient):
             try:
                 response = exchange.send_off(INACTIVITY)
                 try:
-                    while not exchange.unwanted and (line := response.readline()):
+                    while not exchange.unwanted and (line := response.readline(MOST_BYTES_AGENT + 1)):
+                        if len(line) > MOST_BYTES_AGENT:
+                            raise too_large(request, line[:4096])
                         if line.strip():
                             hand_over(line)
                 finally:
@@ -151,7 +155,7 @@ class _Exchange(HTTPSConnection):
             response = self.getresponse()
             if response.status >= 300:
                 retry_after = response.getheader("Retry-After")
-                raise error_of_response(api_request, response.status, response.read(), retry_after)
+                raise error_of_response(api_request, response.status, response.read(MOST_BYTES_AGENT), retry_after)
         except BaseException:
             self.close()
             raise
@@ -160,7 +164,10 @@ class _Exchange(HTTPSConnection):
     def answer(self) -> bytes:
         response = self.send_off(CALL_TIMEOUT)
         try:
-            return response.read()
+            raw = response.read(MOST_BYTES_AGENT + 1)
+            if len(raw) > MOST_BYTES_AGENT:
+                raise too_large(self.api_request)
+            return raw
         finally:
             self.close()
 

@@ -11,20 +11,20 @@ import signal
 import sys
 from asyncio import sslproto
 from collections.abc import Coroutine, Mapping
-from contextlib import AsyncExitStack
+from contextlib import ExitStack
 from importlib import import_module
 from typing import Any, Literal
 
 import structlog
-from aiohttp import web
 
-from gpusharing.controller.role import ProcessMetrics, Role, application, metrics_application
+from gpusharing.controller.role import ProcessMetrics, Role, probe_pages
 from gpusharing.controller.settings import PREFIX, Settings, SettingsError, from_environment
 from gpusharing.kube.clock import SteadyClock
 from gpusharing.kube.errors import Unauthorized
 from gpusharing.kube.http import HttpClient
 from gpusharing.kube.lease import LeaderLease, Timing, new_identity
 from gpusharing.kube.login import environment_login
+from gpusharing.kube.pageserver import Page, PageServer, metrics_page
 
 FAULT = 1
 """Exit status for a setting that is not valid, a port that is in use, or an internal error."""
@@ -110,10 +110,10 @@ async def serve(settings: Settings, environment: Mapping[str, str]) -> int:
             leading = await asyncio.to_thread(import_module, "gpusharing.controller.leading")
             await leading.lead(role, login, settings, metrics, clock)
 
-        async with AsyncExitStack() as servers:
+        with ExitStack() as servers:
             if not (
-                await _listen(servers, application(role), settings, "probe_port")
-                and await _listen(servers, metrics_application(metrics.registry), settings, "metrics_port")
+                _listen(servers, probe_pages(role), settings, "probe_port")
+                and _listen(servers, {"/metrics": metrics_page(metrics.registry)}, settings, "metrics_port")
             ):
                 return FAULT
             log.info("started", identity=identity, namespace=settings.namespace)
@@ -147,20 +147,19 @@ async def _until_signalled(lease: LeaderLease, work: Coroutine[Any, Any, None]) 
         task.result()
 
 
-async def _listen(
-    stack: AsyncExitStack, app: web.Application, settings: Settings, name: Literal["probe_port", "metrics_port"]
+def _listen(
+    stack: ExitStack, pages: Mapping[str, Page], settings: Settings, name: Literal["probe_port", "metrics_port"]
 ) -> bool:
-    """Serve the application at the port of this setting until the stack is closed; False if that fails."""
+    """Serve the pages at the port of this setting until the stack is closed; False if that fails."""
     if port := getattr(settings, name):
-        runner = web.AppRunner(app, access_log=None, handle_signals=False)
-        stack.push_async_callback(runner.cleanup)
-        await runner.setup()
         try:
-            await web.TCPSite(runner, settings.listen, port).start()
+            server = PageServer((settings.listen, port), pages)
         except OSError as error:
             variable = f"{PREFIX}{name.upper()}"
             log.error("cannot listen on a port", variable=variable, port=port, error=str(error))
             return False
+        server.start()
+        stack.callback(server.stop)
     return True
 
 

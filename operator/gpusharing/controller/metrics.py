@@ -110,7 +110,7 @@ class Metrics(Collector):
                 found[labels] = max(now - since, found.get(labels, 0.0))
             for name, pool in plan.pools.items():
                 policies[name] = Seen(pool, plan, snapshot, self.status_of(name), ages.get(name, {}))
-            self.pending.clear()  # no scrape sees it half filled, because the same thread serves the pages
+            self.pending.clear()  # no scrape sees it half filled, because one page is rendered at a time
             for resource, count in waited_for(snapshot).items():
                 self.pending.labels(resource).set(count)
         yield from collect_gauges(policies)

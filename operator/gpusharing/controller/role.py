@@ -5,26 +5,30 @@ A standby waits for the Lease and reads nothing else. It imports none of the mod
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import structlog
-from aiohttp import web
-from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from gpusharing.controller.complaints import Complaints
 from gpusharing.kube.client import ApiRequest
 from gpusharing.kube.clock import loop_time
 from gpusharing.kube.lease import LeaderLease
 from gpusharing.kube.ownversion import own_version
+from gpusharing.kube.pageserver import Answer, Page, SharedAnswer
 
 log = structlog.get_logger()
 
 
 START = 120.0
 """Seconds until a leader that has not started counts as dead; on a busy node, imports take a minute."""
+LOOP_ANSWERS_S = 4.0
+"""Seconds in which the event loop must answer a probe; the chart lets the kubelet wait for five."""
 
 
 Probe: TypeAlias = Callable[[], dict[str, str]]
@@ -78,29 +82,41 @@ class Role:
         log.info("this process is the leader now", claims=len(self.lease.claims))
 
 
-def application(role: Role) -> web.Application:
-    """Return the application with /healthz and /readyz, as kopf's own endpoint answers 200 whatever its watchers do."""
+def probe_pages(role: Role, clock: Callable[[], float] = time.monotonic) -> Mapping[str, Page]:
+    """Return /healthz and /readyz, as kopf's own endpoint answers 200 whatever its watchers do.
 
-    def page(find: Probe) -> Callable[[web.Request], Awaitable[web.Response]]:
-        async def answer(_: web.Request) -> web.Response:
+    The event loop, which renews the Lease, is asked at most once a second for each page, whoever asks for it.
+    """
+    loop = asyncio.get_running_loop()
+
+    def page(find: Probe) -> SharedAnswer:
+        def answer() -> Answer:
             problems = find()
             lines = "\n".join(f"{part}: {why}" for part, why in sorted(problems.items()))
-            return web.Response(text=f"{lines or role.summary()}\n", status=503 if problems else 200)
+            return Answer(503 if problems else 200, f"{lines or role.summary()}\n".encode())
 
-        return answer
+        return SharedAnswer(lambda: _ask(loop, answer), clock=clock)
 
-    app = web.Application()
-    app.add_routes([web.get("/healthz", page(role.dead)), web.get("/readyz", page(role.unready))])
-    return app
+    return {"/healthz": page(role.dead), "/readyz": page(role.unready)}
 
 
-def metrics_application(registry: CollectorRegistry) -> web.Application:
-    async def metrics(_: web.Request) -> web.Response:
-        return web.Response(body=generate_latest(registry), content_type="text/plain")
+def _ask(loop: asyncio.AbstractEventLoop, find: Callable[[], Answer]) -> Answer:
+    """Return what `find` returns in the event loop; called from another thread."""
+    answer = Future[Answer]()
 
-    app = web.Application()
-    app.add_routes([web.get("/metrics", metrics)])
-    return app
+    def settle() -> None:
+        try:
+            answer.set_result(find())
+        except Exception as error:  # noqa: BLE001 - raised in the thread that asks
+            answer.set_exception(error)
+
+    try:
+        loop.call_soon_threadsafe(settle)
+        return answer.result(LOOP_ANSWERS_S)
+    except TimeoutError:
+        return Answer(503, f"loop: the event loop has not answered for {LOOP_ANSWERS_S:.0f} s\n".encode())
+    except RuntimeError:  # the event loop is closed
+        return Answer(503, b"loop: this process is stopping\n")
 
 
 class ProcessMetrics:

@@ -86,12 +86,17 @@ TEXTS = (LOG, METRICS)
 class Page:
     """One page of a list, and the token for the next page."""
 
-    items: list[JSON]
+    items: list[Any]
+    """The raw objects, or what was kept of each."""
     resource_version: str
     """The version of the list, the same on every page, from which a watch can start. If a list expired and was
     continued, the version is that of its remainder."""
     more: str = ""
     """The token for the next page; empty on the last one."""
+
+
+class Kept(list[Any]):
+    """What the `keep` of a request has returned for each object of a list, in place of the objects."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +138,9 @@ class ApiRequest:
     nothing is sent, and the exception reaches the caller unchanged."""
     wish: object = field(default=None, compare=False, repr=False)
     """What people ask of the object, such as the generation of its policy. After an edit no write waits for `Sender`."""
+    keep: Callable[[JSON], Any] = field(default=lambda raw: raw, compare=False, repr=False)
+    """Returns what is kept of an object of a list. A client that reads a list piece by piece calls it for each object as
+    soon as that has been read, so that the list is never held as a whole, and returns them as Kept."""
 
     @property
     def path(self) -> str:
@@ -177,21 +185,30 @@ class KubeClient(ABC):
         return await self.call(ApiRequest("get", resource, namespace=namespace, name=name))
 
     async def list_page(
-        self, resource: Resource, *, limit: int = 500, after: str = "", **filters: Unpack[Filters]
+        self,
+        resource: Resource,
+        *,
+        limit: int = 500,
+        after: str = "",
+        keep: Callable[[JSON], Any] = lambda raw: raw,
+        **filters: Unpack[Filters],
     ) -> Page:
-        """Read one page of a list, of `limit` objects (0 for all) after the token `after`, which may have Expired."""
+        """Read one page of a list, of `limit` objects (0 for all) after the token `after`, which may have Expired.
+
+        `keep`, which must not raise, returns what the page has in place of each object.
+        """
         query = _selectors(filters)
         if limit:
             query["limit"] = str(limit)
         if after:
             query["continue"] = after
-        request = ApiRequest("list", resource, namespace=filters.get("namespace"), query=query)
+        request = ApiRequest("list", resource, namespace=filters.get("namespace"), query=query, keep=keep)
         answer = await self.call(request)
         version, more = text(answer, "metadata", "resourceVersion"), text(answer, "metadata", "continue")
         items = answer.get("items") or []
         if not isinstance(items, list):
             raise Unavailable(f"cannot {request.what}, because the response is not a list")
-        return Page(items, version, more)
+        return Page(items if isinstance(items, Kept) else [keep(raw) for raw in items], version, more)
 
     def watch(
         self, resource: Resource, resource_version: str, **filters: Unpack[Filters]

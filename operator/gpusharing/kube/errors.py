@@ -97,6 +97,17 @@ class Unavailable(CallFailed):
     """5xx, 408, time-outs, broken connections: the call may have been carried out, and other calls may succeed."""
 
 
+class TooLarge(CallFailed):
+    """The answer is larger than what we read. It will be again until somebody makes the object smaller."""
+
+
+@dataclass
+class PageTooLarge(TooLarge):
+    """A page of a list is larger than what we read; `fits` objects of the size seen so far would not be."""
+
+    fits: int = 1
+
+
 class ServerAway(KubeError):
     """Calls about different objects failed in a row (kube/fanout.py), and none succeeded in between: end the pass."""
 

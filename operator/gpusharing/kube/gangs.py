@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from gpusharing.kube.client import JSON, PODS, KubeClient
 from gpusharing.kube.errors import CallFailed, HeldBack
 from gpusharing.kube.gangkeys import gang_of
-from gpusharing.kube.lists import converted, pages_of
+from gpusharing.kube.lists import pages_of
 from gpusharing.kube.pods import pod_view
 from gpusharing.kube.raw import text
 from gpusharing.planning.drain.pods import find_leaving
@@ -113,14 +113,13 @@ class Gangs:
             async for page in pages_of(
                 self.client,
                 PODS,
+                keep=_gang_and_member,
                 namespace=namespace,
                 label_selector=labels,
                 field_selector=",".join(filter(None, (fields, running))),
             ):
-                for raw in page.items:
-                    gang = converted(PODS, raw, gang_of)
-                    if gang is not None:
-                        members[gang].append(converted(PODS, raw, _member))
+                for gang, member in filter(None, page.items):
+                    members[gang].append(member)
                 read += len(page.items)
                 if read >= most:
                     break
@@ -148,6 +147,11 @@ def _queries(gangs: Iterable[Gang]) -> dict[_Query, list[Gang]]:
         keys = ",".join(requirement.partition("=")[0] for requirement in labels.split(","))
         wider.setdefault((namespace, keys, fields), []).extend(served)
     return wider
+
+
+def _gang_and_member(raw: JSON) -> tuple[Gang, GangMember] | None:
+    gang = gang_of(raw)
+    return None if gang is None else (gang, _member(raw))
 
 
 def _member(raw: JSON) -> GangMember:

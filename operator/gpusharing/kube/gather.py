@@ -10,12 +10,12 @@ from datetime import datetime
 
 from gpusharing.kube.actuatorlogs import ActuatorLogs
 from gpusharing.kube.callmemory import CallMemory
-from gpusharing.kube.client import GPUNODES, PODS, KubeClient
+from gpusharing.kube.client import GPUNODES, JSON, PODS, KubeClient
 from gpusharing.kube.clock import loop_time
 from gpusharing.kube.daemonsets import by_node
 from gpusharing.kube.errors import CallFailed, Unavailable
 from gpusharing.kube.fanout import Workers
-from gpusharing.kube.lists import converted, pages_of
+from gpusharing.kube.lists import pages_of
 from gpusharing.kube.nodepods import Budgets, NodePods
 from gpusharing.kube.pods import pod_requests
 from gpusharing.kube.raw import part
@@ -153,10 +153,13 @@ class Gatherer:
 async def count_pending(client: KubeClient) -> tuple[Mapping[str, int], Mapping[str, int]]:
     """Return how many Pending pods without a node request each GPU resource, and how many devices."""
     pods, devices = Counter[str](), Counter[str]()
-    async for page in pages_of(client, PODS, field_selector="spec.nodeName=,status.phase=Pending"):
-        for raw in page.items:
-            deleting = part(raw, "metadata", "deletionTimestamp")
-            requests = {} if deleting else converted(PODS, raw, pod_requests)
+    fields = "spec.nodeName=,status.phase=Pending"
+    async for page in pages_of(client, PODS, keep=_requests_to_come, field_selector=fields):
+        for requests in page.items:
             pods.update(requests.keys())
             devices.update(requests)
     return dict(pods), dict(devices)
+
+
+def _requests_to_come(raw: JSON) -> Mapping[str, int]:
+    return {} if part(raw, "metadata", "deletionTimestamp") else pod_requests(raw)

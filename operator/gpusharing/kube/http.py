@@ -15,17 +15,20 @@ from gpusharing.kube.aio import aiohttp
 from gpusharing.kube.client import JSON, ApiRequest, KubeClient, WatchEvent
 from gpusharing.kube.clock import SteadyClock
 from gpusharing.kube.errors import Unavailable
+from gpusharing.kube.listreader import ListReader
 from gpusharing.kube.login import Login
 from gpusharing.kube.wire import (
     INACTIVITY,
     JSON_TYPE,
     METHODS,
+    MOST_BYTES,
     WATCH_SECONDS,
     answer_of,
     encode_body,
     error_of_response,
     event_of,
     lasting,
+    too_large,
 )
 
 OnCall = Callable[[ApiRequest, int], None]
@@ -114,7 +117,9 @@ class HttpClient(KubeClient):
             for last in (False, True):
                 token = await self._login.token()
                 async with self._open(request, self._timeout, token) as response:
-                    raw = await response.read()
+                    if request.verb == "list" and response.status == 200:
+                        return await _list(request, response)
+                    raw = await _whole(request, response)
                 if response.status != 401 or last:
                     break
                 await self._renew(token)
@@ -134,8 +139,8 @@ class HttpClient(KubeClient):
                     continue
                 if response.status != 200:
                     retry_after = response.headers.get("Retry-After")
-                    raise error_of_response(request, response.status, await response.read(), retry_after)
-                async for line in _lines(response):
+                    raise error_of_response(request, response.status, await _whole(request, response), retry_after)
+                async for line in _lines(request, response):
                     yield event_of(request, line)
                 return
 
@@ -210,11 +215,31 @@ class HttpClient(KubeClient):
                 await self._login.renew()
 
 
-async def _lines(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
-    # Lines may have any length: aiohttp's own reader rejects those longer than its buffer.
-    rest = b""
+async def _whole(request: ApiRequest, response: aiohttp.ClientResponse) -> bytes:
+    read = bytearray()
+    async for piece in response.content.iter_any():
+        read += piece
+        if len(read) > MOST_BYTES:
+            raise too_large(request)
+    return bytes(read)
+
+
+async def _list(request: ApiRequest, response: aiohttp.ClientResponse) -> JSON:
+    reader = ListReader(request)
+    async for piece in response.content.iter_any():
+        reader.feed(piece)
+    return reader.end()
+
+
+async def _lines(request: ApiRequest, response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+    # aiohttp's own reader rejects lines that are longer than its buffer.
+    rest = bytearray()
     async for chunk in response.content.iter_any():
-        *complete, rest = (rest + chunk).split(b"\n")
-        for line in complete:
-            if line:
-                yield line
+        for number, part in enumerate(chunk.split(b"\n")):
+            if number and rest:
+                yield bytes(rest)
+            if number:
+                rest = bytearray()
+            rest += part
+            if len(rest) > MOST_BYTES:
+                raise too_large(request, bytes(rest[:4096]))

@@ -10,7 +10,7 @@ import logging
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from math import inf
-from typing import TypeVar, Unpack
+from typing import Any, TypeVar, Unpack, overload
 
 from gpusharing.kube.client import JSON, PODS, Filters, KubeClient, Page, Resource
 from gpusharing.kube.clock import Backoff, loop_time
@@ -21,6 +21,7 @@ from gpusharing.kube.errors import (
     Invalid,
     KubeError,
     NotFound,
+    PageTooLarge,
     Throttled,
     Unavailable,
     describe_bug,
@@ -94,31 +95,70 @@ MOST_OBJECTS = 100
 """The most objects in one page, whose raw form is held besides the views: for Nodes of 18 KB, about 10 MiB."""
 PAGE = 500
 """The most objects of one page where the caller waits for the whole list, so that it takes few calls."""
+SMALL_PAGE = 10
+"""The most objects of the page after one that failed slowly, which large objects may have caused."""
 PATIENCE = 90.0
 """Seconds for which one page may fail before `pages_of` gives up its list. A hold lasts for 60 s at most."""
 LASTING_ERRORS = (Forbidden, NotFound, Invalid)
 """Errors that do not go away by themselves."""
 
 
-async def list_of(client: KubeClient, resource: Resource, **where: Unpack[Filters]) -> list[JSON]:
-    """Return all objects of a list, as they were when its first page was read; see `pages_of`."""
-    return [raw async for page in pages_of(client, resource, **where) for raw in page.items]
+@overload
+async def list_of(client: KubeClient, resource: Resource, **where: Unpack[Filters]) -> list[JSON]: ...
+@overload
+async def list_of(
+    client: KubeClient, resource: Resource, *, keep: Callable[[JSON], View], **where: Unpack[Filters]
+) -> list[View]: ...
+async def list_of(
+    client: KubeClient, resource: Resource, *, keep: Callable[[JSON], Any] = lambda raw: raw, **where: Unpack[Filters]
+) -> list[Any]:
+    """Return all objects of a list, or what is kept of each, as they were at its first page; see `pages_of`."""
+    return [item async for page in pages_of(client, resource, keep=keep, **where) for item in page.items]
 
 
 async def pages_of(
-    client: KubeClient, resource: Resource, size: int = PAGE, **where: Unpack[Filters]
+    client: KubeClient,
+    resource: Resource,
+    size: int = PAGE,
+    *,
+    keep: Callable[[JSON], Any] = lambda raw: raw,
+    **where: Unpack[Filters],
 ) -> AsyncIterator[Page]:
     """Yield the pages of a list, which all show the cluster at the moment of the first; a `size` of 0 gives one.
 
+    `keep` returns what a page has in place of each object. Others' objects may be large, so a list of a kind that tenants
+    write should keep views.
+
+    Pages have fewer objects after one that was too large or failed slowly.
+
     Raises a KubeError if the first page failed, or a later one for PATIENCE seconds, and Unreadable for an object
-    without identity.
+    without identity, or for which `keep` raised.
     """
-    after, failing, pause = "", inf, Backoff(BACKOFF_FIRST, BACKOFF_MOST)
+    faults: list[Unreadable] = []
+    # An eviction names the pod by its UID; a policy that `plan -f` reads from a file has none.
+    keys = ("name", "uid") if resource == PODS else ("name",)
+
+    def kept(raw: JSON) -> Any:
+        try:
+            if not faults:  # else the list has failed
+                check_identity(resource, raw, *keys)
+                return converted(resource, raw, keep)
+        except Unreadable as error:
+            error.__cause__ = None  # whose traceback holds the object
+            faults.append(error.with_traceback(None))
+
+    after, failing, most, pause = "", inf, size, Backoff(BACKOFF_FIRST, BACKOFF_MOST)
     while True:
         began = loop_time()
         try:
-            page = await client.list_page(resource, limit=size, after=after, **where)
+            page = await client.list_page(resource, limit=size, after=after, keep=kept, **where)
+        except PageTooLarge as error:
+            most = size = min(size // 2, error.fits)
+            continue
         except (Unavailable, Throttled) as error:
+            if size > SMALL_PAGE and loop_time() - began > SLOWEST:
+                most, size = size // 2, SMALL_PAGE
+                continue
             failing = min(failing, began)
             requested = error.retry_after if isinstance(error, Throttled) else None
             wait = max(pause.after_failure(), requested or 0.0)
@@ -126,14 +166,14 @@ async def pages_of(
                 raise
             await asyncio.sleep(wait)
             continue
-        # An eviction names the pod by its UID; a policy that `plan -f` reads from a file has none.
-        keys = ("name", "uid") if resource == PODS else ("name",)
-        for raw in page.items:
-            check_identity(resource, raw, *keys)
+        for fault in faults:
+            raise fault
         yield page
         if not page.more:
             return
         pause.success()
+        if loop_time() - began < SLOW:
+            size = min(2 * size, most)
         after, failing = page.more, inf
 
 
@@ -158,6 +198,7 @@ async def whole_list(
             failed.
     """
     after, limit, expired, pause = "", size, False, Backoff(BACKOFF_FIRST, BACKOFF_MOST)
+    most = MOST_OBJECTS
     failing = inf
     while True:
         began = clock()
@@ -169,12 +210,15 @@ async def whole_list(
             # Without a token for the rest, everything is requested at once.
             after, limit, expired = error.rest, limit if error.rest else 0, True
             continue
+        except PageTooLarge as error:
+            most = limit = min(limit // 2, error.fits)
+            continue
         except KubeError as error:
             failing = min(failing, began)
             if not limit or isinstance(error, LASTING_ERRORS) or clock() - failing > TOKEN_LIVES:
                 raise
             on_error(error)
-            limit = size
+            limit = min(size, most)
             await asyncio.sleep(pause.after_failure())
             continue
         took = clock() - began
@@ -183,5 +227,5 @@ async def whole_list(
             return
         pause.success()
         if SLOW < took < SLOWEST:
-            limit = max(limit, min(2 * limit, MOST_OBJECTS))
+            limit = max(limit, min(2 * limit, most))
         after, expired, failing = page.more, False, inf

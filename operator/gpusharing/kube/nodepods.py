@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from functools import partial
 
 from gpusharing.kube.callmemory import CallMemory
 from gpusharing.kube.client import DAEMON_SETS, JSON, NAMESPACES, PDBS, PODS, RESOURCE_CLAIMS, KubeClient, Resource
@@ -16,7 +15,7 @@ from gpusharing.kube.errors import CallFailed, Forbidden, HeldBack, NotFound, Se
 from gpusharing.kube.fanout import Workers
 from gpusharing.kube.gangs import Gangs
 from gpusharing.kube.lists import converted, list_of
-from gpusharing.kube.pods import ClaimedDevices, claimed_devices, pdb_view, pod_view, resource_claim_names
+from gpusharing.kube.pods import ClaimedDevices, UnclaimedPod, claimed_devices, pdb_view, unclaimed_pod
 from gpusharing.kube.raw import interned, part, text
 from gpusharing.kube.sources import Sources
 from gpusharing.kube.stackreader import StackReader
@@ -70,7 +69,7 @@ class Budgets:
 
     async def _read(self, _: str) -> None:
         try:
-            pdbs = tuple(converted(PDBS, raw, pdb_view) for raw in await list_of(self.client, PDBS))
+            pdbs = tuple(await list_of(self.client, PDBS, keep=pdb_view))
         except HeldBack:  # not sent: the wait goes on, and the server's last answer stays valid
             self._valid = LIST_VALID_THROTTLED.total_seconds()
             self._failed = loop_time() if self._error else self._failed
@@ -98,13 +97,10 @@ class PodLookups:
     """DaemonSets by namespace, name and UID: when each was read, and whether it existed (None: unreadable)."""
 
     async def views(
-        self, raws: Iterable[JSON], scope: Scope, now: datetime, *, namespaces: bool
+        self, listed: Iterable[UnclaimedPod], scope: Scope, now: datetime, *, namespaces: bool
     ) -> tuple[PodView, ...]:
-        """Convert the raw pods of one node. Raises KubeError if one, or an object that it needs, cannot be read."""
-        pods = []
-        for raw in raws:
-            claims = await self._resource_claims(raw)
-            pods.append(converted(PODS, raw, partial(pod_view, resource_claims=claims)))
+        """Complete the pods of one node. Raises KubeError if an object that one needs cannot be read."""
+        pods = [pod.with_claims(await self._resource_claims(pod)) for pod in listed]
         concerned = {pod.uid for pod in pods if scope.all_pods or holds_gpu(pod)}
         # All pods of such a namespace get its labels, because a rank without a GPU is judged with its gang (T13).
         wanted = sorted({pod.namespace for pod in pods if namespaces and pod.uid in concerned})
@@ -113,11 +109,11 @@ class PodLookups:
             pods = [replace(pod, namespace_labels=labels.get(pod.namespace)) for pod in pods]
         return tuple([await self._with_owner(pod, now) if pod.uid in concerned else pod for pod in pods])
 
-    async def _resource_claims(self, raw: JSON) -> dict[str, ClaimedDevices]:
-        """Return the devices of each ResourceClaim of a raw pod; None counts as a GPU (docs/design/drain.md#g5)."""
-        namespace = text(raw, "metadata", "namespace")
+    async def _resource_claims(self, pod: UnclaimedPod) -> dict[str, ClaimedDevices]:
+        """Return the devices of each ResourceClaim of a pod; None counts as a GPU (docs/design/drain.md#g5)."""
+        namespace = pod.view.namespace
         claims: dict[str, ClaimedDevices] = {}
-        for name in converted(PODS, raw, resource_claim_names):
+        for name in (*pod.own, *pod.extended):
             if name is not None:
                 claim = await self._get(RESOURCE_CLAIMS, name, namespace)
                 read = converted(RESOURCE_CLAIMS, claim, claimed_devices) if claim else None
@@ -267,13 +263,13 @@ class NodePods:
     async def _pods_of(self, node: str, scope: Scope, now: datetime) -> tuple[tuple[PodView, ...], str]:
         """Return the pods of the node, or why they cannot be listed; Throttled while the last LIST is valid."""
         try:
-            raws = await list_of(self.client, PODS, field_selector=f"spec.nodeName={node}")
+            listed = await list_of(self.client, PODS, keep=unclaimed_pod, field_selector=f"spec.nodeName={node}")
             guard = self.sources.settings.guard
             namespaces = any(
                 policy.spec is not None and asks_for_namespaces(policy.spec.drain)
                 for policy in self.sources.policies.views
             )
-            pods = await self._lookups.views(raws, scope, now, namespaces=guard != "false" or namespaces)
+            pods = await self._lookups.views(listed, scope, now, namespaces=guard != "false" or namespaces)
             if guard == "false":
                 return pods, ""
             return tuple(with_guard(pod, adds=guard == "mutating") for pod in pods), ""

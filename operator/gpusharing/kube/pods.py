@@ -5,7 +5,8 @@ counts as a pod that holds a GPU.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from sys import intern
 from typing import Literal
@@ -105,20 +106,54 @@ NO_NODE: Row = (f"{FIELD}metadata.name", "In", ())
 """A requirement that no node meets."""
 
 
+@dataclass(frozen=True, slots=True)
+class UnclaimedPod:
+    """A pod as its own object shows it, and the names of the ResourceClaims that say which devices it holds."""
+
+    view: PodView
+    """As where no claim can be read."""
+    own: tuple[str | None, ...]
+    """The claims of its spec (G3, G4), with None for each one that was not generated yet."""
+    extended: tuple[str, ...]
+    """The claim that the scheduler made of extended resources."""
+
+    def with_claims(self, resource_claims: Mapping[str, ClaimedDevices]) -> PodView:
+        """Return the pod's view; a claim that `resource_claims` lacks, by `namespace/name`, cannot be read."""
+        if not self.own and not self.extended:
+            return self.view
+        own, extended = (
+            [resource_claims.get(f"{self.view.namespace}/{name}") if name is not None else None for name in claims]
+            for claims in (self.own, self.extended)
+        )
+        held = [*own, *extended]
+        devices = tuple(dict.fromkeys(name for names in own for name in names or () if name))
+        view = replace(self.view, dra=_dra(held), devices=devices)
+        return view if _of_gpus(view) else replace(view, node_terms=(), tolerations=())
+
+
+def _dra(claims: Collection[ClaimedDevices]) -> Literal["none", "gpu", "unresolved"]:
+    return "gpu" if any(claims) else "unresolved" if None in claims else "none"
+
+
+def _of_gpus(pod: PodView) -> bool:
+    return bool(pod.resources or pod.dra != "none" or pod.fractions or gpu_groups(pod.labels))
+
+
 def pod_view(raw: JSON, resource_claims: Mapping[str, ClaimedDevices]) -> PodView:
-    """Convert a raw Pod; a claim that `resource_claims` lacks, by `namespace/name`, cannot be read.
+    """Convert a raw Pod; see `UnclaimedPod.with_claims` for its claims."""
+    return unclaimed_pod(raw).with_claims(resource_claims)
+
+
+def unclaimed_pod(raw: JSON) -> UnclaimedPod:
+    """Convert a raw Pod.
 
     The API server creates every pod as Pending (kubernetes v1.36.3 `pkg/registry/core/pod/strategy.go`), so one without
     a phase has a broken status. It counts as Unknown: not finished, and protected by its budgets.
     """
     metadata, resources = section(raw, "metadata"), dict(sorted(pod_requests(raw).items()))
     namespace, labels = intern(text(metadata, "namespace")), interned(metadata.get("labels"))
-    own, extended = (
-        [resource_claims.get(f"{namespace}/{name}") if name is not None else None for name in claims]
-        for claims in (_own_claims(raw), _extended_claims(raw))
-    )
-    held = [*own, *extended]
-    dra: Literal["none", "gpu", "unresolved"] = "gpu" if any(held) else "unresolved" if None in held else "none"
+    own, extended = _own_claims(raw), _extended_claims(raw)
+    dra = _dra([None] * (len(own) + len(extended)))
     fractions = gpu_fractions(raw)[1]
     of_gpus = bool(resources or dra != "none" or fractions or gpu_groups(labels))
     tolerations = entries(raw, "spec", "tolerations")
@@ -134,7 +169,7 @@ def pod_view(raw: JSON, resource_claims: Mapping[str, ClaimedDevices]) -> PodVie
     elif not isinstance(grace, int) or isinstance(grace, bool):
         grace = NO_END
     deleted = metadata.get("deletionTimestamp")
-    return PodView(
+    view = PodView(
         namespace=namespace,
         name=text(metadata, "name"),
         uid=text(metadata, "uid"),
@@ -151,7 +186,6 @@ def pod_view(raw: JSON, resource_claims: Mapping[str, ClaimedDevices]) -> PodVie
         fractions=fractions,
         scheduler=intern(text(raw, "spec", "schedulerName")),
         dra=dra,
-        devices=tuple(dict.fromkeys(name for names in own for name in names or () if name)),
         node_selector=interned(part(raw, "spec", "nodeSelector")),
         node_terms=node_terms(raw) if of_gpus else (),
         tolerations=tolerations_of(tolerations) if of_gpus else (),
@@ -177,6 +211,7 @@ def pod_view(raw: JSON, resource_claims: Mapping[str, ClaimedDevices]) -> PodVie
         or any(text(entry, "resourceClaimName") for entry in entries(raw, "spec", "resourceClaims")),
         grace=min(max(0, grace), NO_END),
     )
+    return UnclaimedPod(view, own, extended)
 
 
 def resource_claim_names(raw: JSON) -> tuple[str | None, ...]:

@@ -7,6 +7,7 @@ means is decided by its machine-readable parts alone (code, reason, details.caus
 
 import json
 import random
+import re
 from dataclasses import replace
 
 from gpusharing.kube.client import EVICTION, JSON, TEXTS, ApiRequest, WatchEvent
@@ -21,6 +22,7 @@ from gpusharing.kube.errors import (
     KubeError,
     NotFound,
     Throttled,
+    TooLarge,
     Unauthorized,
     Unavailable,
 )
@@ -33,6 +35,22 @@ INACTIVITY = 75.0
 """Seconds without a byte until a watch counts as dead; the server sends a bookmark every 60 s."""
 WATCH_SECONDS = 300.0
 """Seconds after which a watch ends at the latest; each asks for 80 to 100 %, so that they do not end together."""
+
+
+MOST_BYTES = 16 * 1024 * 1024
+"""The most bytes of an object in a list, of a line of a watch, and of an answer that is read as a whole. etcd refuses
+objects above 1.5 MiB by default (--max-request-bytes); as JSON, a pod may have several times its size in etcd."""
+MOST_BYTES_AGENT = 4 * 1024 * 1024
+"""The same for the agent, which reads its GPUNode only. Custom resources are JSON in etcd, too."""
+_NAMES = tuple((key, re.compile(rf'"{key}":\s*"([^"]{{1,253}})"')) for key in ("namespace", "name"))
+
+
+def too_large(request: ApiRequest, start: str | bytes = "") -> TooLarge:
+    """Return the error for an answer above MOST_BYTES; `start` is the beginning of an object in it, if it has several."""
+    shown = start.decode(errors="replace") if isinstance(start, bytes) else start
+    names = [f"{key} {found[1]}" for key, pattern in _NAMES if (found := pattern.search(shown))]
+    what = f"an object ({', '.join(names)})" if names else "the response"
+    return TooLarge(f"cannot {request.what}, because {what} is too large to be read; delete it or make it smaller")
 
 
 def encode_body(request: ApiRequest) -> tuple[bytes | None, dict[str, str]]:
