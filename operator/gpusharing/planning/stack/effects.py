@@ -251,6 +251,11 @@ def compare_config(config: str, hardware: Hardware, stack: StackView) -> tuple[s
     return f"{label}{unknown}, but its GPUs have {describe_layouts(layouts)}", next(same, ""), is_known
 
 
+def is_as_labeled(node: NodeView, hardware: Hardware, stack: StackView) -> bool:
+    """Whether the GPUs have what the node's label for mig-manager means."""
+    return not compare_config(node.labels.get(LABEL_MIG_CONFIG, ""), hardware, stack)[0]
+
+
 def _meaning(
     config: str,
     gpus: Sequence[GpuView],

@@ -74,6 +74,7 @@ OPERATOR_RIGHTS: tuple[Right, ...] = (
     *_rights("list watch", "maintenance.nvidia.com", "nodemaintenances"),
     *_rights("create", "coordination.k8s.io", "leases", scope="own"),
     *_rights("get patch", "coordination.k8s.io", "leases", scope="own", name="{lease}"),
+    *_rights("get", "", "configmaps", scope="own", name="gpusharing-stop"),
     *_rights("list watch", "", "pods", scope="agent"),
     *_rights("list watch", "events.k8s.io", "events", scope="agent"),
     *_rights("list watch create", "", "configmaps", scope="gpu-operator"),

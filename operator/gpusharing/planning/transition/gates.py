@@ -17,7 +17,7 @@ from gpusharing.planning.snapshot.memory import DRIFTS, WITHDRAWN
 from gpusharing.planning.snapshot.nvidia import StackView
 from gpusharing.planning.snapshot.podviews import NodeWork
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView, ObservedView, PolicyView
-from gpusharing.planning.stack.effects import RESTART_PLUGIN, compare_config, tell_clients
+from gpusharing.planning.stack.effects import RESTART_PLUGIN, is_as_labeled, tell_clients
 from gpusharing.planning.stack.mps import add_repair
 from gpusharing.planning.stack.plugins import explain_plugin
 from gpusharing.planning.stack.requirements import (
@@ -220,7 +220,7 @@ def find_other_divider(
         return None
     last, layouts = find_last_proven(node, observed, stack), observed.hardware.layouts
     proven = isinstance(last, Target) and last.layouts == layouts
-    if proven or not compare_config(node.labels.get(names.LABEL_MIG_CONFIG, ""), observed.hardware, stack)[0]:
+    if proven or is_as_labeled(node, observed.hardware, stack):
         return None
     used = some(sorted({name for pod in pods for name in pod.other_devices}))
     # The command comes first, because the rest of a long message is cut.

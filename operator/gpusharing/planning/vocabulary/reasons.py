@@ -230,8 +230,8 @@ class Reason(StrEnum):
         "rollout.paused or the chart's value paused is set, or the ConfigMap gpusharing-stop exists, so no further "
         "change will start. rollout.whenPaused decides what happens to nodes in flight; the ConfigMap ends their "
         "changes.",
-        "Set rollout.paused to false, or what the message names: the chart's value paused, or delete the ConfigMap "
-        "with: kubectl -n NAMESPACE delete configmap gpusharing-stop")
+        "Set rollout.paused to false, or end what the message names: the chart's value paused, or the ConfigMap "
+        "gpusharing-stop in the operator's namespace, by deleting it.")
     HALTED = (("Halted", "Node", _PERSON, "policy"),
         "The number of nodes that failed after the point of no return in this revision of the policy has reached "
         "rollout.maxFailures. No further change will start.",
