@@ -312,6 +312,7 @@ def test_the_number_of_series_has_a_bound_whatever_tenants_do() -> None:
 def test_an_agent_that_knows_all_tells_every_metric_that_there_is_in_their_order() -> None:
     loop = AgentLoop("n", OneNode().client, SimulatedGPUs("n", ["Tesla T4"]), FixedPods())
     loop.reading = SimulatedGPUs("n", ["Tesla T4"]).read()
+    loop.gpus = loop.reading.gpus
     observed, holdings = (
         Observation.after(Request("r1"), loop.reading, simulated=True),
         Holdings({"nvidia.com/gpu": 1}, 1),

@@ -41,6 +41,8 @@ class Leader:
     is_leader: bool = True
     claims: Mapping[str, Claim] = field(default_factory=dict)
     claims_error: str = ""
+    stop: str = ""
+    room: int = 200_000
     restores: int = 0
 
     failed_nodes: Mapping[str, FailedNode] = field(default_factory=dict)

@@ -283,13 +283,12 @@ def test_a_kept_pod_that_a_restarted_kubelet_does_not_admit_again_holds_up_no_pr
     assert sorted(gpus_of(world, NODE).values()) == [0, 2]
 
 
-def test_a_change_that_comes_to_concern_all_gpus_closes_nvml_on_all_of_them() -> None:
+def test_a_retry_that_drains_all_gpus_closes_nvml_on_all_of_them() -> None:
     world = past_pnr()
     world.machine(NODE).temper = "fails"
     go_on(world, lambda: world.step().verdicts[NODE].phase is Phase.FAILED)
-    world.set_policy(layouts(SEVENTHS, THIRDS, SEVENTHS, SEVENTHS))
     world.machine(NODE).temper = "works"
-    ask_for_retry(world)
+    ask_for_retry(world, "gpu-pods")
     done = len(world.done)
     assert world.settle().verdicts[NODE].phase is Phase.SYNCED
     asked = [one.quiet_gpus for one in world.done[done:] if isinstance(one, EnsureGPUNode) and one.quiet]

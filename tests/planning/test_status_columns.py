@@ -55,6 +55,7 @@ def test_the_columns_tell_layout_nodes_gpus_used_pending_strategy_and_product() 
         "pendingPods": 3,
         "product": "NVIDIA-H100-80GB-HBM3",
         "nextWindow": "",
+        "pausedBy": "",
         "status": "Synced",
         "message": "2x3g.40gb proven",
     }

@@ -144,7 +144,7 @@ class LeaderLease:
         """The size of the shortest record that the server has refused as too long."""
         self._renewed_at = self._expires_at = float("-inf")
         """When we last renewed the Lease, and when that of another holder expires unless it is renewed."""
-        self._stop_read_at = float("-inf")
+        self._has_read_stop = False
         self._lost = False
         self._taking = False
         """Whether we have tried to take the Lease. Until the answer arrives, we may hold it without knowing."""
@@ -158,7 +158,7 @@ class LeaderLease:
 
     @property
     def is_leader(self) -> bool:
-        """Whether we renewed the Lease and read `stop` within the deadline; never True again once that is lost."""
+        """Whether we renewed the Lease within the deadline; never True again once it is lost."""
         return self.acquired.is_set() and not self._lost and self._left() > 0
 
     def must_lead(self) -> None:
@@ -281,17 +281,18 @@ class LeaderLease:
         async with asyncio.TaskGroup() as group:  # an error of one does not end the other
             reading = group.create_task(_error_of(self._read_stop()))
             writing = group.create_task(_error_of(self._adopt_answer(write, begun)))
-        for error in (writing.result(), reading.result()):
-            if error is not None:
-                raise error
+        # Other calls may be refused where those about Leases are not, so the last answer counts until the next one.
+        unread = None if self._has_read_stop else reading.result()
+        if (error := writing.result() or unread) is not None:
+            raise error
 
     async def _read_stop(self) -> None:
-        begun, before = self._clock(), self.stop
+        before = self.stop
         try:
             self.stop = await read_stop(self._client, self._namespace)
         except Forbidden as error:  # no reason to leave nodes in mid-change without a leader
             self.stop = f"the operator may not read whether ConfigMap {self._namespace}/{STOP} stops it ({error})"
-        self._stop_read_at = begun
+        self._has_read_stop = True
         if self.stop != before:
             self.on_stop()
 
@@ -391,7 +392,7 @@ class LeaderLease:
         self._others = sum(len(key) + len(value) for key, value in annotations.items() if key != ANNOTATION_CLAIMS)
 
     def _left(self) -> float:
-        return min(self._renewed_at, self._stop_read_at) + self._timing.deadline - self._clock()
+        return self._renewed_at + self._timing.deadline - self._clock()
 
     def _lose(self) -> None:
         if not self._lost:

@@ -13,6 +13,7 @@ from gpusharing.kube.wire import MOST_BYTES, too_large
 MOST_OF_PAGE = 8 * 1024 * 1024
 """Bytes of a page after which it is asked for again with fewer objects, which the server answers sooner."""
 _SPACE = re.compile(r"[ \t\n\r]*")
+_NUMBER = re.compile(r"[-+.0-9eE]*\Z")
 _DECODER = json.JSONDecoder()
 
 
@@ -114,7 +115,7 @@ class ListReader:
                 value, end = _DECODER.raw_decode(self._text, self._at)
             except ValueError:
                 end = len(self._text)
-            if end < len(self._text):  # a number at the end of the text may go on
+            if _NUMBER.match(self._text, end) is None:  # a number at the end of the text may go on
                 self._at, self._tried = end, 0
                 return value
             self._tried = len(self._text) - self._at

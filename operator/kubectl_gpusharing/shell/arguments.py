@@ -197,7 +197,7 @@ class Verb:
     help: str
     module: str
     """The module below `kubectl_gpusharing`, imported only when the verb was typed."""
-    examples: tuple[str, ...]
+    examples: tuple[str, str]
     flags: tuple[str, ...] = ()
     """The fields of `Arguments` that only some verbs have, in the order of the help."""
     differs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -211,7 +211,7 @@ class Verb:
     """What the exit statuses of the verb mean, where it is not success or an error."""
 
 
-def patching(help: str, examples: tuple[str, ...], *flags: str, **differs: Mapping[str, Any]) -> Verb:
+def patching(help: str, examples: tuple[str, str], *flags: str, **differs: Mapping[str, Any]) -> Verb:
     exits = {1: f"{ERROR}, or you did not confirm"}
     return Verb(help, "changing.steer", examples, (*PATCHED, *flags), differs, (*OUTPUTS, NAMES), exits=exits)
 
@@ -271,7 +271,7 @@ VERBS: Mapping[str, Verb] = {
         names=OR_ALL, all={"help": "end the pause of every policy; rollouts that failures halted stay halted"},
     ),
     "retry": patching(
-        "Try failed or deferred nodes again.", ("gpu-07", "gpu-07 gpu-08 --yes", "gpu-07 --drain gpu-pods"), "drain"
+        "Try failed or deferred nodes again.", ("gpu-07 gpu-08 --yes", "gpu-07 --drain gpu-pods"), "drain"
     ),
     "abort": patching("Abort the changes that are in progress on nodes.", ("gpu-07", "gpu-07 --dry-run")),
     "skip": patching("Keep changes from starting on nodes.", ("gpu-07", "gpu-07 --undo"), "undo"),

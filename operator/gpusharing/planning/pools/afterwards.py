@@ -290,7 +290,8 @@ def preview_of(
     drain, scope = policy.spec.drain, change_scope(verdict, snapshot)
     pods, blockers = examine(work, drain, work.listed_at, scope=scope, afterwards=afterwards)
     observed = snapshot.observed(verdict.node)
-    if (divider := find_other_divider(snapshot.nodes[verdict.node], observed, work, snapshot.stack)) is not None:
+    node = snapshot.nodes.get(verdict.node)
+    if node is not None and (divider := find_other_divider(node, observed, work, snapshot.stack)) is not None:
         blockers = merge((divider, *blockers))
     return Preview(
         policy.version,
