@@ -44,8 +44,8 @@ test-long: setup ## the long tests of rungs 0 and 1: kill -9 at every write of e
 test-all: ## every test that this machine can play, verb by verb; LEAVE_OUT="rung4" leaves out what it cannot
 	@$(MAKE) --no-print-directory --keep-going test test-hack test-long test-cluster test-crash test-nvidia test-nvidia-old e2e test-faults
 
-test-random: setup ## 10,000 examples of the random world (about twenty minutes of CPU); ARGS="-k seed-7"
-	@exec env PROPERTIES=long $(PY) -m pytest -n auto tests/planning/test_invariants.py tests/cli/test_no_command_harms.py $(ARGS)
+test-random: setup ## 10,000 examples of the random world and 10,000 of the record (about an hour of CPU); ARGS="-k seed-7"
+	@exec env PROPERTIES=long $(PY) -m pytest -n auto tests/planning/test_invariants.py tests/planning/test_record.py tests/cli/test_no_command_harms.py $(ARGS)
 
 mutants: setup ## plant a seeded sample of mistakes and name those that no test notices; COUNT=12 SEED=1 ONLY=planning/drain TESTS_OF=COMMIT
 	@$(PY) -m hack.mutation --count $(or $(COUNT),12) --seed $(or $(SEED),1) --only "$(ONLY)" --tests-of "$(TESTS_OF)"

@@ -348,10 +348,10 @@ def find_leftover(gpus: Sequence[GpuView], layouts: Sequence[Layout | None]) -> 
     It compares compute instances only, and clears a GPU before it creates any only if the GPU has some that differ
     (v0.15.1 pkg/mig/config/config.go, SetMigConfig). It clears all of them if a MIG mode has to change.
     """
-    pairs = tuple(zip(gpus, layouts, strict=True))
-    if any(gpu.mig_enabled != (layout is not None) for gpu, layout in pairs):
+    odd = [(gpu, layout) for gpu, layout in zip(gpus, layouts, strict=True) if gpu.partial]
+    if not odd or any(gpu.mig_enabled != (layout is not None) for gpu, layout in zip(gpus, layouts, strict=True)):
         return ""
-    for gpu, layout in pairs:
+    for gpu, layout in odd:
         empty = [one for one in gpu.partial if not one.compute]
         left = Counter(dict(gpu.layout or ())) - Counter(name for one in empty for name in one.contents)
         if empty and (not left or left == Counter(dict(layout or ()))):
