@@ -23,6 +23,8 @@ CHART = ROOT / "deploy" / "helm" / "gpu-sharing-operator"
 DEBUG = {"PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1"}
 STOP_SECONDS = 30.0
 ENFORCED_SECONDS = 60.0
+PROBE = "asks-whether-admission-counts"
+"""The name of the Lease that `install_chart` asks for in the operator's name until that is refused."""
 READY_POLL = 0.1
 """Seconds between two reads of a policy that is waited for, so that the reads are not a load on the API server."""
 NAMESPACE = "gpusharing"
@@ -69,7 +71,7 @@ def _refuses(operator: Api) -> bool:
     """Whether admission refuses a write of the operator that RBAC allows; the server takes policies up a moment later."""
     path = f"/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}/leases"
     try:
-        operator.request("POST", path, {"metadata": {"name": "another"}}, dryRun="All")
+        operator.request("POST", path, {"metadata": {"name": PROBE}}, dryRun="All")
     except ApiError as error:
         return "ValidatingAdmissionPolicy" in error.message
     return False
