@@ -271,7 +271,11 @@ def test_a_failed_node_is_repaired_by_another_target() -> None:
 
 def test_a_plugin_restart_that_would_now_need_an_idle_node_is_given_back_and_starts_anew() -> None:
     fence = fence_to(
-        SLICED, disruption=DisruptionClass.PLUGIN_RESTART, target_mig_config="all-disabled", version=SLICED.version
+        SLICED,
+        disruption=DisruptionClass.PLUGIN_RESTART,
+        target_mig_config="all-disabled",
+        version=SLICED.version,
+        to_layout="4x shared",
     )
     labels = {MIG_CONFIG: "all-disabled", MIG_STATE: "success"}
     case = changing(

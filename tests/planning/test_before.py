@@ -323,9 +323,9 @@ GIVEN_UP: dict[str, tuple[NodeCase, Reason, bool, bool]] = {
         fenced(fence=replace(FENCE, deadline=NOW, prior_unschedulable=True), work=HELD),
         Reason.DRAIN_TIMEOUT, False, True),
     "a plugin restart turned into a change that needs an idle node": (
-        make_case(MIXED, fence=replace(RESTART, version=FULL.version)), Reason.PODS_LEAVING, False, False),
+        make_case(MIXED, fence=replace(RESTART, version=FULL.version, to_layout="1x full")), Reason.PODS_LEAVING, False, False),
     "a plugin restart turned into such a change while the policy is paused": (
-        make_case(PAUSED, fence=replace(RESTART, version=FULL.version)), Reason.PODS_LEAVING, False, False),
+        make_case(PAUSED, fence=replace(RESTART, version=FULL.version, to_layout="1x full")), Reason.PODS_LEAVING, False, False),
     "a job did not end in its time": (
         fenced(make_policy(drain={"jobs": {"timeout": "5m"}}), work=make_work(TRAINER)),
         Reason.JOBS_TIMEOUT, True, True),

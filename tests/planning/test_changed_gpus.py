@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 import pytest
+from tests.build import make_policy
 from tests.planning.broken import Broken
 from tests.planning.gpuworld import HALVES, SEVENTHS, THIRDS, GpuWorld, gpu_world, gpus_of, layouts
 from tests.planning.promises import approve
@@ -523,6 +524,86 @@ def test_a_gpu_that_is_used_without_a_pod_is_tried_once_before_all_are_emptied()
     world.set_policy(AFTER)
     assert world.settle(rounds=2000).verdicts[NODE].phase is Phase.SYNCED
     assert classes(world, done) == [DisruptionClass.CHANGED_GPUS, DisruptionClass.GPU_PODS]
+
+
+PASSING: dict[str, Callable[[GpuWorld], None]] = {
+    "a MIG mode is pending": lambda world: world.machine(NODE).misread.update({3: {"mig_pending": True}}),
+    "a GPU is read without MIG": lambda world: world.machine(NODE).misread.update(
+        {3: {"mig_enabled": False, "layout": None}}
+    ),
+    "mig-manager may reboot the node": lambda world: change_stack(world, with_reboot=True),
+}
+
+
+@pytest.mark.parametrize("begin", PASSING.values(), ids=PASSING)
+def test_an_edit_that_needs_nothing_more_is_no_reason_to_believe_what_is_seen_for_a_moment(
+    begin: Callable[[GpuWorld], None],
+) -> None:
+    world = full_world()
+    before, done = gpus_of(world, NODE), len(world.done)
+    world.set_policy(AFTER)
+    go_on(world, lambda: is_fenced(world))
+    begin(world)
+    world.set_policy(layouts(HALVES, THIRDS, SEVENTHS, SEVENTHS, timeout="20m"))
+    wait(world, 3)
+    world.machine(NODE).misread.clear()
+    change_stack(world, with_reboot=False)
+    assert world.settle().verdicts[NODE].phase is Phase.SYNCED
+    assert {before[one.uid] for one in evictions(world, done)} == {1}
+
+
+def test_a_second_edit_after_a_failure_adds_to_the_first_at_once() -> None:
+    world = past_pnr()
+    done, before = len(world.done), gpus_of(world, NODE)
+    world.machine(NODE).temper = "fails"
+    go_on(world, lambda: world.step().verdicts[NODE].phase is Phase.FAILED)
+    world.machine(NODE).temper = "works"
+    world.set_policy(layouts(SEVENTHS, THIRDS, SEVENTHS, SEVENTHS))
+    go_on(world, lambda: (fence := world.nodes[NODE].fence) is not None and fence.gpus == (0, 1))
+    world.set_policy(layouts(SEVENTHS, THIRDS, HALVES, SEVENTHS))
+    go_on(world, lambda: (fence := world.nodes[NODE].fence) is not None and fence.gpus == (0, 1, 2), most=60)
+    assert world.settle().verdicts[NODE].phase is Phase.SYNCED
+    assert sorted(before[one.uid] for one in evictions(world, done)) == [0, 2]
+
+
+@pytest.mark.parametrize("word", ["gpu-pods", "all-pods"])
+def test_a_retry_that_drains_more_evicts_nobody_while_a_gpu_pod_may_not_leave(word: str) -> None:
+    world = past_pnr("a protected pod")
+    done = len(world.done)
+    world.machine(NODE).temper = "fails"
+    go_on(world, lambda: world.step().verdicts[NODE].phase is Phase.FAILED)
+    ask_for_retry(world, word)
+    verdict = wait(world, 60, 5).verdicts[NODE]
+    assert (verdict.phase, verdict.reason) == (Phase.FAILED, Reason.DO_NOT_DISRUPT)
+    assert not evictions(world, done)
+
+
+def test_a_retry_that_drains_more_and_comes_while_a_plain_one_runs_is_answered_as_what_it_says() -> None:
+    world = past_pnr()
+    world.machine(NODE).temper = "fails"
+    go_on(world, lambda: world.step().verdicts[NODE].phase is Phase.FAILED)
+    ask_for_retry(world)
+    done = len(world.done)
+    go_on(world, lambda: any(isinstance(one, Actuate) for one in world.done[done:]))
+    ask_for_retry(world, "gpu-pods")
+    go_on(world, lambda: (fence := world.nodes[NODE].fence) is not None and not fence.gpus, most=120)
+    world.machine(NODE).temper = "works"
+    assert world.settle().verdicts[NODE].phase is Phase.SYNCED
+
+
+def test_the_retry_that_is_told_is_the_one_that_the_edit_needs() -> None:
+    world = past_pnr()
+    world.machine(NODE).temper = "fails"
+    go_on(world, lambda: world.step().verdicts[NODE].phase is Phase.FAILED)
+    change_stack(world, with_reboot=True)
+    world.set_policy(make_policy(mode="Full"))
+    verdict = wait(world, 20).verdicts[NODE]
+    assert (verdict.phase, verdict.reason) == (Phase.FAILED, Reason.WIDER_DRAIN_NEEDED)
+    assert "retry=all-pods" in verdict.message
+    done = len(world.done)
+    ask_for_retry(world, "gpu-pods")
+    assert "retry=all-pods" in wait(world, 20).verdicts[NODE].message
+    assert not evictions(world, done)
 
 
 @pytest.mark.parametrize("reboots", [True, False])

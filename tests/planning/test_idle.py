@@ -152,7 +152,9 @@ def test_a_change_that_mig_manager_might_reboot_the_node_for_since_waits_and_evi
     assert (waits.phase, waits.reason, waits.actions) == (Phase.CORDONED, Reason.WIDER_DRAIN_NEEDED, ())
     late = before_pnr(fenced(fence=replace(WORSE, deadline=at(-240)), gpunode=silent(), work=None, stack=reboots))
     assert (late.phase, late.reason) == (Phase.ABORTING, Reason.WIDER_DRAIN_NEEDED)
-    edited = replace(WORSE, version=FULL.version)
+    longer = replace(WORSE, version=FULL.version)
+    assert before_pnr(fenced(fence=longer, gpunode=silent(), work=cpu, stack=reboots)).actions == (), "not asked for"
+    edited = replace(longer, to_layout="1x full")
     anew = before_pnr(fenced(fence=edited, gpunode=silent(), work=cpu, stack=reboots))
     assert (anew.phase, anew.reason) == (Phase.ABORTING, Reason.PODS_LEAVING)
 

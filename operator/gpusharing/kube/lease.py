@@ -141,10 +141,12 @@ class LeaderLease:
         self._others = 0
         """How many characters the other annotations of the Lease have."""
         self._too_long: float = float("inf")
-        """The size of the shortest record that the server has refused as too long."""
+        """The smallest size of all annotations together that the server has refused as too long."""
         self._renewed_at = self._expires_at = float("-inf")
         """When we last renewed the Lease, and when that of another holder expires unless it is renewed."""
         self._has_read_stop = False
+        """Whether `stop` is known for this leadership."""
+        self._reading: asyncio.Task[KubeError | None] | None = None
         self._lost = False
         self._taking = False
         """Whether we have tried to take the Lease. Until the answer arrives, we may hold it without knowing."""
@@ -154,7 +156,7 @@ class LeaderLease:
     @property
     def room(self) -> int:
         """How many characters the record on the Lease may have, beside the annotations that others put there."""
-        return int(min(LEASE_ROOM - self._others - len(ANNOTATION_CLAIMS), self._too_long - 1))
+        return int(min(LEASE_ROOM - len(ANNOTATION_CLAIMS), self._too_long - 1) - self._others)
 
     @property
     def is_leader(self) -> bool:
@@ -207,7 +209,7 @@ class LeaderLease:
                         return
                     except Invalid as error:
                         if _TOO_LONG.search(str(error)):
-                            self._too_long = min(self._too_long, len(written))
+                            self._too_long = min(self._too_long, len(written) + self._others)
                         raise
                     except Conflict:
                         await self._reread()
@@ -278,13 +280,15 @@ class LeaderLease:
 
     async def _written(self, write: Coroutine[Any, Any, JSON], begun: float) -> None:
         """Send a write of the Lease, and adopt the answer. `stop` is read meanwhile: a slow server leaves no time after."""
-        async with asyncio.TaskGroup() as group:  # an error of one does not end the other
-            reading = group.create_task(_error_of(self._read_stop()))
-            writing = group.create_task(_error_of(self._adopt_answer(write, begun)))
+        if self._reading is None or self._reading.done():  # a slow one goes on, and holds up no write
+            self._reading = asyncio.create_task(_error_of(self._read_stop()))
+        await self._adopt_answer(write, begun)
         # Other calls may be refused where those about Leases are not, so the last answer counts until the next one.
-        unread = None if self._has_read_stop else reading.result()
-        if (error := writing.result() or unread) is not None:
+        await asyncio.wait({self._reading}, timeout=self._timing.retry / 2)
+        if not self._has_read_stop and self._reading.done() and (error := self._reading.result()) is not None:
             raise error
+        if not self._has_read_stop:
+            raise Unavailable(f"it is not known yet whether ConfigMap {self._namespace}/{STOP} stops the operator")
 
     async def _read_stop(self) -> None:
         before = self.stop

@@ -98,7 +98,7 @@ class RolloutPlan:
     wake_at: datetime | None
     """The latest time for the next pass, or None if only an event can change anything."""
     coming: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """By policy: the nodes that it owns but that another policy is still changing."""
+    """By policy, or empty for nodes that none owns: the nodes that another policy is still changing."""
     held: tuple[Effect, ...] = ()
     """What nodes would lose by the operator's own write to ClusterPolicy, which waits for that."""
     afterwards: Afterwards = field(default_factory=lambda: Afterwards(tuple), compare=False)

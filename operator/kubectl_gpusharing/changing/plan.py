@@ -84,6 +84,8 @@ def judge(proposal: Proposal, *, estimate: bool = False) -> tuple[Outcome, str]:
     if proposal.deleting:
         again = "To keep the pool, apply the policy again once it is gone"
         return Outcome.NOTHING, f"it is being deleted and selects no node any more. {again}"
+    if proposal.leaving:
+        return Outcome.CHANGES, ""
     if proposal.lost:
         owners, nodes = some(sorted({*proposal.lost.values()})), some(tuple(proposal.lost))
         why = f"other policies ({owners}) own every node that spec.nodeSelector selects ({nodes})"
@@ -94,7 +96,7 @@ def judge(proposal: Proposal, *, estimate: bool = False) -> tuple[Outcome, str]:
         return Outcome.UNKNOWN, f"another policy is still changing {some(proposal.coming)}"
     if stuck := [one for one in proposal.left_out if Mark.OUTSIDE not in one.reason.marks]:
         return Outcome.CANNOT, f"{some([one.node for one in stuck])}: {stuck[0].reason}: {stuck[0].message}"
-    return Outcome.CHANGES if proposal.leaving else Outcome.NOTHING, ""
+    return Outcome.NOTHING, ""
 
 
 KUEUE = ("v1beta2", "v1beta1")

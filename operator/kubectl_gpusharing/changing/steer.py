@@ -87,6 +87,12 @@ def find_change(typed: Arguments, raw: JSON, gpunodes: Sequence[NodeStatus], now
             means = (
                 "the operator will retry this node under its policy's rules and drain it first, which may evict pods"
             )
+            fence, _ = read_fence(annotations_of(raw))
+            if typed.drain and (fence is None or fence.stage != "actuating"):
+                raise Trouble(
+                    f"{text(raw, 'metadata', 'name')} has no failed change, so --drain has no effect there: leave it out,"
+                    " or set drain.scope: Node in its policy"
+                )
             if typed.drain:
                 pods = "every pod of it" if typed.drain == "all-pods" else "every pod that holds one of its GPUs"
                 means = f"the operator will retry this node and drain {pods} first, by its policy's rules"
@@ -188,6 +194,8 @@ def _find_wait(node: JSON, status: NodeStatus) -> str:
     begins = status.reason in _RETRIED or (fence is not None and fence.rolls_back)
     if begins or status.state is State.FAILED or status.phase not in (*Phase,):
         return ""
+    if status.reason == Reason.DIVIDED_ELSEWHERE:
+        return "; MIG instances that somebody else made are replaced for that, also while pods run on them"
     if status.phase == Phase.BLOCKED:
         return f"; it is {state} now, and the retry will start once it is no longer {status.phase}"
     if status.reason == Reason.SKIP_LABEL:
@@ -307,11 +315,13 @@ async def _find_absence(session: Session, typed: Arguments, *, lasts: bool) -> s
             return "The patch was written, but the operator is scaled to 0 replicas, so it has no effect yet."
     if not operator.missing:
         starts = typed.verb in ("approve", "resume", "retry")
+        lead = "Done, but no node starts, because"
+        if typed.verb == "retry":
+            lead = "Done: a failed node is tried again all the same, and any other waits, because"
         if operator.stop and starts:
             go_on = f"kubectl -n {operator.settings.namespace} delete configmap {names.STOP}"
-            return f"Done, but no node starts, because {operator.stop}. To end the stop: {go_on}"
-        waits = paused != "false" and starts
-        return f"Done, but no node starts while the chart's value paused is {paused}." if waits else ""
+            return f"{lead} {operator.stop}. To end the stop: {go_on}"
+        return f"{lead} the chart's value paused is {paused}." if paused != "false" and starts else ""
     why, hint = f"no operator is installed in {session.where}", f"To install the operator, run: {INSTALL}"
     if not lasts:
         raise Trouble(f"{why}, so nothing would {typed.verb} {typed.names[0]}. {hint}")

@@ -418,7 +418,9 @@ class Cluster:
         before = None
         if replaced := self._find_edited(only):
             policies = {one.name: one for one in snapshot.policies if one.name not in replaced}
-            views = (policy_view(raw).paused_by(snapshot.settings.paused) for raw in replaced.values() if raw)
+            views = (
+                policy_view(raw).paused_by(snapshot.settings.paused, snapshot.stop) for raw in replaced.values() if raw
+            )
             policies |= {view.name: view for view in views}
             earlier = replace(snapshot, policies=tuple(policies[name] for name in sorted(policies)))
             before = LivePlan(plan_rollout(earlier, now, self.memo), earlier, now, (), memo=self.memo)

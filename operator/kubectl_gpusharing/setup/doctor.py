@@ -161,7 +161,7 @@ async def _examine(session: Session) -> tuple[DoctorReportData, Rows]:
 
 def _stopped(stop: str, place: Place) -> Symptom:
     message = f"{stop}: no node starts a change, and no pod is evicted. Once whoever created it agrees, delete it"
-    command = Command.of(f"kubectl -n {place.namespace} delete configmap {STOP}")
+    command = Command.of(f"kubectl -n {place.namespace} delete configmap {STOP}", effects=())
     return warning(Topic.OPERATOR, "Stopped", message, command)
 
 

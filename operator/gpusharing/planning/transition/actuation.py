@@ -57,7 +57,7 @@ def run(case: NodeCase, assessed: Assessed, *, again: bool = False, step_proven:
 
 def _wait_or_start_anew(case: NodeCase) -> Verdict:
     """Start anew with a drain what began as a plugin restart if an edit needs that, else wait until it is over."""
-    if case.edited or goes_back(case):
+    if case.asked_excess or goes_back(case):
         return start_anew(case)
     text = "the change began as a restart of the device plugin, and what is seen of the node now would need a drain"
     waits = case.overreach or Finding(Reason.WIDER_DRAIN_NEEDED, f"{text}, so the operator waits until that is over")

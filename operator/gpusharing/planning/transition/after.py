@@ -148,7 +148,7 @@ def _without_target(case: NodeCase, assessment: Untargeted) -> Verdict:
 def _with_target(case: NodeCase, assessed: Assessed) -> Verdict:
     """Continue the change. A run that the fence records as due comes before any new decision."""
     fence, actuator = case.fence, case.actuator
-    if (named := find_named(case)) is not None:
+    if (named := find_named(case)) is not None and has_ended(case):
         return _widen(case, assessed, named, (), "trying again on request")
     if (kept := check_kept(case)) is not None and kept.reason is Reason.KEPT_GPUS_CHANGED:
         stays = replace(kept, message=f"{kept.message}. The node stays {fence.closed}")
@@ -183,11 +183,16 @@ def _with_target(case: NodeCase, assessed: Assessed) -> Verdict:
         message = f"{found.message}. {closed} and does not get {assessed.target.text} yet: {case.held.message}"
         found = replace(found, message=message, commands=(*found.commands, *case.held.commands))
         lead = ". To have it changed regardless, run"
-        found = _offer_wider(case, found, lead) if wider else add_retry(found, case.node.name, fence.retry, lead)
+        if not wider:
+            found = add_retry(found, case.node.name, fence.retry, lead)
+        elif fence.disruption.cordons:
+            found = _offer_wider(case, found, lead)
         return case.show(Phase.FAILED, found, wake=case.held.until)
     if wider and fence.disruption.cordons:
         reboots = assessed.disruption is DisruptionClass.REBOOT  # for which ClusterPolicy was edited, not the policy
-        if (unknown := kept or (case.overreach if assessed.doubt or reboots else None)) is not None:
+        if kept is not None:  # a LIST or a report is due
+            return case.show(Phase.FAILED, kept, wake=next_poll(case))
+        if (unknown := case.overreach) is not None and (assessed.doubt or reboots):
             return case.show(Phase.FAILED, _offer_wider(case, unknown), wake=next_poll(case))
         message = f"the policy has changed since the failure: {case.excess}"
         return _widen(case, assessed, assessed.disruption, assessed.gpus, message)
@@ -216,12 +221,16 @@ def _widen(case: NodeCase, assessed: Assessed, disruption: DisruptionClass, gpus
     kept = tuple(one for one in fence.kept if one[0] not in emptied) if gpus else ()
     due = owe(case, assessed, attempt=1, failed=True)
     wider = replace(due.fence, disruption=disruption, gpus=gpus, kept=kept)
+    if not wider.covers(assessed.disruption, assessed.gpus):
+        more = Finding(Reason.WIDER_DRAIN_NEEDED, f"{case.excess}, which needs more than the retry names")
+        return case.show(Phase.FAILED, _offer_wider(case, more))
     scope = scope_of(replace(node, fence=wider), case.settings, case.stack, gpunode=case.gpunode)
     if case.work is None:
         listing = case.verdict(Phase.FAILED, Reason.SETTLING, "listing the pods on the node", wake=next_poll(case))
         return replace(listing, wants_pods=True)
+    scope = replace(scope, all_pods=False)  # pods without a GPU are read only once the fence says that all must leave
     _, blockers = examine(case.work, assessed.spec.drain, case.now, scope=scope, afterwards=Afterwards(tuple))
-    if blockers and not scope.all_pods:  # pods without a GPU are read only once the fence says that all must leave
+    if blockers:
         message = f"{why}, but {explain_blockers(blockers)[0]}"
         reason = main_reason(blockers) or Reason.BLOCKED
         waits = case.verdict(Phase.FAILED, reason, message, wake=next_poll(case), wants_pods=True)
@@ -235,7 +244,9 @@ def _widen(case: NodeCase, assessed: Assessed, disruption: DisruptionClass, gpus
 def _offer_wider(case: NodeCase, found: Finding, lead: str = "") -> Finding:
     """Return the finding with the command for a try that empties more of the node than the fence records."""
     empties, what = "gpu-pods", "the pods of all of its GPUs"
-    if case.fence.disruption.empties >= DisruptionClass.GPU_PODS.empties:
+    needs, all_gpus = case.assessed, DisruptionClass.GPU_PODS
+    reboots = needs is not None and needs.disruption is DisruptionClass.REBOOT
+    if reboots or case.fence.covers(all_gpus, ()):
         empties, what = "all-pods", "all of its pods"
     lead = lead or f". To drain {what} and try again, run"
     return add_retry(found, case.node.name, case.fence.retry, lead, empties)
@@ -258,7 +269,8 @@ def _needs_wider(case: NodeCase, failure: Finding) -> bool:
 
 def _fail(case: NodeCase, mismatch: Finding, *, known: bool) -> Verdict:
     """Return Failed, a retry on request, or a rollback. `known`: the mismatch shows the present state of the node."""
-    if was_asked_again(case) and case.assessed is not None:
+    # One that names more is answered in the next pass, when the failure is recorded.
+    if was_asked_again(case) and case.assessed is not None and find_named(case) is None:
         return _owe(case, case.assessed, "trying again on request", attempt=1, failed=True)
     back = turn_back(case, mismatch, known=known)
     if isinstance(back, Verdict):

@@ -92,9 +92,13 @@ def is_late(case: NodeCase) -> bool:
 
 def has_ended(case: NodeCase) -> bool:
     """Whether the run of a node past the PNR has ended without a proof, or has become the way back."""
-    fence = case.node.fence
-    past = fence is not None and fence.stage == "actuating" and case.policy is not None
-    return past and (case.fence.failed is not None or case.fence.rolls_back or is_late(case))
+    fence, assessed = case.node.fence, case.assessed
+    if fence is None or fence.stage != "actuating" or case.policy is None:
+        return False
+    # Another try was due after a failure, and an edit since asks for something else.
+    owes_another = bool(fence.owed) and assessed is not None and fence.owed != owed_for(assessed.target)
+    dropped = owes_another and fence.failed_version is not None
+    return dropped or fence.failed is not None or fence.rolls_back or is_late(case)
 
 
 def proof_time(case: NodeCase) -> timedelta:
@@ -111,11 +115,9 @@ def is_new_value(retry: str, answered: str) -> bool:
 
 
 def find_named(case: NodeCase) -> DisruptionClass | None:
-    """Return what a new retry of a run that has ended says must be gone beyond the fence's record, if it says so."""
+    """Return what a new retry says must be gone beyond the fence's record, or None if it says no such thing."""
     named = names.RETRIES_THAT_EMPTY.get(case.node.retry.partition(".")[0])
-    if named is None or not was_asked_again(case) or not has_ended(case):
-        return None
-    return None if case.fence.covers(named, ()) else named
+    return named if named is not None and was_asked_again(case) and not case.fence.covers(named, ()) else None
 
 
 def add_retry(found: Finding, node: str, answered: str, lead: str, empties: str = "") -> Finding:

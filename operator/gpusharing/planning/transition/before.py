@@ -176,7 +176,7 @@ def _endings(case: NodeCase) -> Iterator[tuple[Reason, str | Finding | None, boo
         yield Reason.APPROVAL_NEEDED, message, False
     if assessed is not None:
         yield Reason.MPS_NOT_SWITCHABLE, first_closed(target_gates(case, assessed)), True  # or its own reason
-        if case.edited and (why := case.excess or assessed.doubt):
+        if why := case.asked_excess:
             yield Reason.PODS_LEAVING, f"the policy has changed, and the change starts over: {why}", False
     if fence.cordons and not node.unschedulable:
         message = "someone uncordoned the node during the drain; the change is abandoned"

@@ -211,6 +211,14 @@ class NodeCase(ActuatorCase):
         return f"the change now concerns {name_gpus(others)} as well"
 
     @property
+    def asked_excess(self) -> str:
+        """The excess if an edit asks for it, and not a reading of this moment, else empty."""
+        if self.assessed is None or not self.edited:
+            return ""
+        another = self.assessed.target.text != self.fence.to_layout and not self.assessed.doubt
+        return self.excess if self.assessed.whole or another else ""
+
+    @property
     def extent(self) -> tuple[DisruptionClass, tuple[int, ...]]:
         """The class and the only GPUs of the change, with what an edit asks for beyond the fence's record."""
         if self.node.fence is None or self.assessed is None or not self.edited:

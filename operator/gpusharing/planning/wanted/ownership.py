@@ -105,9 +105,9 @@ class Owners:
 
 
 def find_coming(owners: Mapping[str, str], fences: Mapping[str, Fence]) -> dict[str, tuple[str, ...]]:
-    """Return, by owner, the nodes whose fence belongs to a change of another policy, sorted."""
+    """Return, by owner or empty if none owns them, the nodes whose fence belongs to a change of another policy, sorted."""
     coming = defaultdict(list)
     for name in sorted(fences):
-        if (owner := owners.get(name, "")) not in ("", fences[name].policy):
-            coming[owner].append(name)
+        if name in owners and owners[name] != fences[name].policy:
+            coming[owners[name]].append(name)
     return {owner: tuple(nodes) for owner, nodes in coming.items()}
