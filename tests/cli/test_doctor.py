@@ -13,6 +13,7 @@ from tests.fakes.virtualtime import virtually
 from tests.seen import Seen, make_map
 from tests.wording import lacks
 
+from gpusharing.api.names import STOP
 from gpusharing.kube.client import ACCESS_REVIEWS, CLUSTER_POLICIES, CONFIG_MAPS, GPUNODES, NODES, POLICIES
 from gpusharing.kube.errors import Forbidden, KubeError, Unauthorized, Unavailable
 from gpusharing.planning.snapshot.nvidia import Program
@@ -155,6 +156,15 @@ async def test_a_running_installation_has_nothing_wrong_that_the_stand_in_can_sh
     found = {one["reason"] for one in told.data["symptoms"] if one["topic"] in ("ClusterPolicy", "labels of Nodes")}
     assert found == set()
     assert told.status in (DONE, FAILED)
+
+
+@virtually
+async def test_a_stop_is_a_symptom_with_the_command_that_ends_it() -> None:
+    async with operated(1, serving=FULL) as scene:
+        scene.e.cluster.add(CONFIG_MAPS, {"metadata": {"name": STOP, "namespace": "gpusharing"}})
+        told = await ask(scene.e.cluster, "doctor", "-o", "json")
+    (stopped,) = (one for one in told.data["symptoms"] if one["reason"] == "Stopped")
+    assert stopped["command"] == "kubectl -n gpusharing delete configmap gpusharing-stop"
 
 
 async def symptoms(cluster: FakeCluster) -> dict[str, dict[str, Any]]:

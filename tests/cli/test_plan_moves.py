@@ -15,8 +15,9 @@ from tests.fakes.virtualtime import virtually
 from tests.planning.world import World
 from tests.wording import lacks
 
+from gpusharing.api.names import STOP
 from gpusharing.api.policy import GPUSharingPolicySpec
-from gpusharing.kube.client import POLICIES
+from gpusharing.kube.client import CONFIG_MAPS, POLICIES
 from gpusharing.planning.report.proposal import configured, find_moves
 from gpusharing.planning.rollout import RolloutPlan, plan_rollout
 from gpusharing.planning.snapshot.views import ClusterSnapshot, PolicyView
@@ -62,6 +63,17 @@ async def test_what_a_mistyped_selector_does_through_another_policy_is_what_then
         "3 nodes leave pool-b for policy rest: gpu-1, gpu-2, gpu-3.",
         "! by the edit of other policies: gpu-1, gpu-2, gpu-3 (without it: policy pool-b, Synced)",
     )
+
+
+@virtually
+async def test_an_edit_that_changes_nothing_moves_nothing_while_the_operator_is_stopped(tmp_path: Path) -> None:
+    async with operated(2, serving=FULL) as scene:
+        scene.e.cluster.add(CONFIG_MAPS, {"metadata": {"name": STOP, "namespace": "gpusharing"}})
+        await scene.e.until(lambda: scene.e.lease is not None and scene.e.lease.stop != "", "the stop", 60)
+        scene.apply(MIXED)
+        await scene.reason("gpu-1", "Paused")
+        told = await ask(scene.e.cluster, "plan", "-f", written(tmp_path, policy(MIXED)), "-o", "json")
+    assert told.data["moves"] == []
 
 
 @virtually

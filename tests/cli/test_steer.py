@@ -287,9 +287,17 @@ def test_a_retry_is_for_what_the_operator_would_try_again(phase: str, reason: st
 @pytest.mark.parametrize("drain", ["", *names.RETRIES_THAT_EMPTY])
 def test_a_retry_says_what_it_drains_in_its_value(drain: str) -> None:
     status = [read_node(gpunode("gpu-1", "Failed", "WiderDrainNeeded"))]
-    change = find_change(Arguments(verb="retry", drain=drain), {"metadata": {"name": "gpu-1"}}, status, NOW)
+    failed = {names.ANNOTATION_FENCE: record_text(make_fence("actuating"))}
+    node = {"metadata": {"name": "gpu-1", "annotations": failed}}
+    change = find_change(Arguments(verb="retry", drain=drain), node, status, NOW)
     value = change.body["metadata"]["annotations"][names.ANNOTATION_RETRY]
     assert value.partition(".")[0] == (drain or f"{NOW:%Y%m%dT%H%M%SZ}")
+
+
+def test_a_retry_that_drains_more_is_refused_where_no_change_has_failed() -> None:
+    status = [read_node(gpunode("gpu-1", "Pending", "Deferred"))]
+    with pytest.raises(Trouble, match="gpu-1 has no failed change, so --drain has no effect there"):
+        find_change(Arguments(verb="retry", drain="all-pods"), {"metadata": {"name": "gpu-1"}}, status, NOW)
 
 
 def test_the_flag_offers_each_retry_that_drains_more() -> None:

@@ -10,7 +10,7 @@ from tests.fakes.virtualtime import virtually
 from tests.wording import lacks
 
 from gpusharing.api import names
-from gpusharing.kube.client import CONFIG_MAPS, LEASES, PDBS, PODS
+from gpusharing.kube.client import CONFIG_MAPS, JSON, LEASES, PDBS, PODS, ApiRequest, PassingClient
 from gpusharing.kube.errors import Forbidden, Unavailable
 from gpusharing.kube.lease import Timing
 
@@ -138,3 +138,38 @@ async def test_who_cannot_read_it_for_a_while_goes_by_the_last_answer_and_keeps_
         assert lease.is_leader
         assert lease.stop == ""
         await scene.e.kill_operator()
+
+
+class Hanging(PassingClient):
+    """Never answers whether the stop is there, once `hangs` is set."""
+
+    hangs = False
+
+    async def call(self, request: ApiRequest) -> JSON:
+        if self.hangs and request.resource == CONFIG_MAPS and request.name == names.STOP:
+            await asyncio.sleep(3600)
+        return await self.client.call(request)
+
+
+@virtually
+async def test_a_reading_that_hangs_holds_up_neither_renewals_nor_claims() -> None:
+    async with open_scene(*nodes(2), lease=LEASE, start=False) as scene:
+        client = Hanging(scene.e.cluster.client("operator"))
+        scene.e.start_operator(client)
+        await scene.e.until(lambda: scene.e.lease is not None and scene.e.lease.is_leader, "a leader", 60)
+        client.hangs = True
+        scene.apply(MIXED)
+        await scene.ready()
+        assert scene.e.lease is not None
+        assert scene.e.lease.is_leader
+
+
+@virtually
+async def test_who_cannot_read_it_at_all_leads_as_if_stopped() -> None:
+    async with open_scene(*nodes(1), lease=LEASE, start=False) as scene:
+        client = Hanging(scene.e.cluster.client("operator"))
+        client.hangs = True
+        scene.e.start_operator(client)
+        await scene.e.until(lambda: scene.e.lease is not None and scene.e.lease.is_leader, "a leader", 120)
+        assert scene.e.lease is not None
+        assert scene.e.lease.stop == "the operator cannot read whether ConfigMap gpusharing/gpusharing-stop stops it"

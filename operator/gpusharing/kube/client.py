@@ -206,7 +206,7 @@ class KubeClient(ABC):
         answer = await self.call(request)
         version, more = text(answer, "metadata", "resourceVersion"), text(answer, "metadata", "continue")
         items = answer.get("items") or []
-        if not isinstance(items, list):
+        if "items" not in answer or not isinstance(items, list):
             raise Unavailable(f"cannot {request.what}, because the response is not a list")
         return Page(items if isinstance(items, Kept) else [keep(raw) for raw in items], version, more)
 

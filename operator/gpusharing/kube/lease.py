@@ -147,6 +147,8 @@ class LeaderLease:
         self._has_read_stop = False
         """Whether `stop` is known for this leadership."""
         self._reading: asyncio.Task[KubeError | None] | None = None
+        self._unread_since: float | None = None
+        """Since when nobody answers whether a stop is there, before the first answer for this leadership."""
         self._lost = False
         self._taking = False
         """Whether we have tried to take the Lease. Until the answer arrives, we may hold it without knowing."""
@@ -186,6 +188,7 @@ class LeaderLease:
         finally:
             if self.is_leader or (self._taking and not self.acquired.is_set()):
                 await self._attempt(self._release, lambda: RELEASE_SECONDS)
+            self._forget_stop()
 
     async def set_claims(
         self,
@@ -209,6 +212,7 @@ class LeaderLease:
                         return
                     except Invalid as error:
                         if _TOO_LONG.search(str(error)):
+                            await self._reread()
                             self._too_long = min(self._too_long, len(written) + self._others)
                         raise
                     except Conflict:
@@ -251,6 +255,7 @@ class LeaderLease:
 
     async def _acquire(self) -> bool:
         started = self._clock()
+        self._forget_stop()
         try:
             lease = await self._client.get(LEASES, self._name, namespace=self._namespace)
         except NotFound:
@@ -280,15 +285,32 @@ class LeaderLease:
 
     async def _written(self, write: Coroutine[Any, Any, JSON], begun: float) -> None:
         """Send a write of the Lease, and adopt the answer. `stop` is read meanwhile: a slow server leaves no time after."""
-        if self._reading is None or self._reading.done():  # a slow one goes on, and holds up no write
+        goes_on = self._reading is not None and not self._reading.done()
+        if self._reading is None or not goes_on:
             self._reading = asyncio.create_task(_error_of(self._read_stop()))
         await self._adopt_answer(write, begun)
-        # Other calls may be refused where those about Leases are not, so the last answer counts until the next one.
-        await asyncio.wait({self._reading}, timeout=self._timing.retry / 2)
-        if not self._has_read_stop and self._reading.done() and (error := self._reading.result()) is not None:
-            raise error
-        if not self._has_read_stop:
-            raise Unavailable(f"it is not known yet whether ConfigMap {self._namespace}/{STOP} stops the operator")
+        # Other calls may be refused or hang where those about Leases do not: then the last answer counts, and a slow
+        # reading holds up no write.
+        if not (goes_on and self._has_read_stop):
+            await asyncio.wait({self._reading}, timeout=self._timing.retry / 2)
+        if self._has_read_stop:
+            self._unread_since = None
+            return
+        self._unread_since = self._unread_since if self._unread_since is not None else begun
+        if self._clock() - self._unread_since < self._timing.deadline:
+            error = self._reading.result() if self._reading.done() else None
+            raise error or Unavailable(f"the server does not answer whether ConfigMap {self._namespace}/{STOP} exists")
+        # Nodes past the point of no return need a leader, and a stop lets it finish them.
+        self.stop = f"the operator cannot read whether ConfigMap {self._namespace}/{STOP} stops it"
+        self._has_read_stop = True
+        self.on_stop()
+
+    def _forget_stop(self) -> None:
+        """Let no answer from before count for the leadership that is about to begin."""
+        self._has_read_stop = False
+        if self._reading is not None:
+            self._reading.cancel()
+            self._reading = None
 
     async def _read_stop(self) -> None:
         before = self.stop

@@ -229,7 +229,9 @@ def _sent(request: ApiRequest) -> Iterator[tuple[Path, object]]:
             continue
         for name, value in whole.items():
             if part_name != "metadata":
-                yield (part_name, name), value
+                # A CRD of an older version drops this field, and then all GPUs are left alone, which is as good.
+                kept = {k: v for k, v in value.items() if k != "quietGPUs"} if isinstance(value, Mapping) else value
+                yield (part_name, name), kept
             elif name in ("labels", "annotations"):
                 keeps = request.resource == NODES
                 for key, mark in value.items():
