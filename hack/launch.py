@@ -13,6 +13,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from hack.cluster.api import Api, ApiError, is_true
+from hack.cluster.audit import PROBE
 from hack.cluster.kubeconfig import open_api, service_account_token, write_token_kubeconfig
 from hack.cluster.process import wait_until
 from hack.cluster.toolchain import program
@@ -23,8 +24,6 @@ CHART = ROOT / "deploy" / "helm" / "gpu-sharing-operator"
 DEBUG = {"PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1"}
 STOP_SECONDS = 30.0
 ENFORCED_SECONDS = 60.0
-PROBE = "asks-whether-admission-counts"
-"""The name of the Lease that `install_chart` asks for in the operator's name until that is refused."""
 READY_POLL = 0.1
 """Seconds between two reads of a policy that is waited for, so that the reads are not a load on the API server."""
 NAMESPACE = "gpusharing"

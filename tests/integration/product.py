@@ -136,9 +136,7 @@ class Product:
             (request.verb, request.resource, request.name)
             for user in (OPERATOR, AGENT)
             for request in self.requests(user=user)
-            if request.status == 403
-            and request.name != launch.PROBE
-            and not any(began <= request.at <= ended for began, ended in self.outages)
+            if request.status == 403 and not any(began <= request.at <= ended for began, ended in self.outages)
         ]
 
     def scraped(self, nodes: Iterable[str]) -> dict[str, Any]:
