@@ -31,7 +31,7 @@ def divide(walk: Walk, second: dict[str, int]) -> None:
 @pytest.fixture
 def empty(walk: Walk) -> Iterator[Walk]:
     """The pool without the Deployment; in the end without pods on its GPUs."""
-    walk.site.kubectl("delete", "deployment", "holder", "--wait")
+    walk.site.kubectl("delete", "deployment", "holder", "--ignore-not-found", "--wait")
     walk.wait(lambda: not walk.running(), "the Deployment's pods to be gone")
     yield walk
     walk.site.kubectl("delete", "pods", "keeps", "leaves", "--ignore-not-found", "--wait")
